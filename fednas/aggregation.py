@@ -1,0 +1,71 @@
+"""How released values of several sites are combined: weights are public functions of the plan, never of the data."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def update_weight(*, declared_size: int, noise_multiplier: float) -> float:
+    """The public weight of a site's update: its inverse noise variance.
+
+    A step divides the noised sum by ``sampling_probability * declared_size``, so at equal noise multipliers the variance
+    of an update falls with the square of the declared size. Without noise the weight is the declared size.
+
+    Args:
+        declared_size: the size a site's owner declares, not the number of its records.
+        noise_multiplier: of the site's plan; 0 for a non-private one.
+    """
+    if noise_multiplier == 0.0:
+        return float(declared_size)
+    return (declared_size / noise_multiplier) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisyCount:
+    """A released number of correct predictions, the public size of the stream it was counted on, and its noise."""
+
+    correct: float
+    size: float
+    noise_std: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A released fitness in [0, 1] up to noise, and its public standard deviation."""
+
+    fitness: float
+    std: float
+
+
+def combine_counts(counts: Sequence[NoisyCount]) -> Estimate:
+    """Average the accuracies of several sites, each weighted by its public inverse variance.
+
+    The variance of one site's accuracy is ``noise_std**2 / size**2`` plus the sampling error, bounded by ``1 / (4 size)``.
+
+    Args:
+        counts: at least one.
+    """
+    variances = np.array([(c.noise_std / c.size) ** 2 + 0.25 / c.size for c in counts])
+    weights = 1.0 / variances
+    accuracies = np.array([c.correct / c.size for c in counts])
+    fitness = float(np.sum(weights * accuracies) / np.sum(weights))
+    return Estimate(fitness=fitness, std=float(np.sqrt(1.0 / np.sum(weights))))
+
+
+def average_gradients(gradients: Sequence[NDArray[np.float64]], weights: Sequence[float]) -> NDArray[np.float64]:
+    """Average architecture gradients over the sites, coordinate by coordinate.
+
+    Args:
+        gradients: shape (p,) each; NaN marks a coordinate whose choice was not on the site's path.
+        weights: public, one a site.
+
+    Returns:
+        Shape (p,); 0 where no site had the choice on its path.
+    """
+    stacked = np.stack(gradients)
+    shares = np.where(np.isnan(stacked), 0.0, np.asarray(weights, dtype=np.float64)[:, None])
+    total = np.sum(shares, axis=0)
+    summed = np.sum(shares * np.nan_to_num(stacked), axis=0)
+    return np.divide(summed, total, out=np.zeros_like(summed), where=total > 0)

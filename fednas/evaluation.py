@@ -1,0 +1,70 @@
+"""Fitness as a noised number of correct predictions, and plain accuracy on public data."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fednas.privacy.ledger import Permit
+from fednas.privacy.streams import StreamedRecords
+from fednas.space import Network
+
+_CHUNK = 512
+
+
+def predict(network: torch.nn.Module, x: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The most likely class of each record: shape (n,), int64."""
+    with torch.no_grad():
+        parts = [network(torch.from_numpy(x[i : i + _CHUNK])).argmax(dim=1) for i in range(0, len(x), _CHUNK)]
+    return torch.cat(parts).numpy() if parts else np.empty(0, dtype=np.int64)
+
+
+def noised_counts(
+    networks: Sequence[Network], records: StreamedRecords, permit: Permit
+) -> NDArray[np.int64]:
+    """For each network the number of correct predictions on the fitness stream, plus Gaussian noise on the integers.
+
+    Args:
+        networks: the candidates; one release of the allowance ``fitness`` is charged for each.
+        records: the site's records.
+        permit: made by the ledger after the charge.
+
+    Returns:
+        Shape (len(networks),), int64; may be negative or above the stream's size.
+
+    Guarantees:
+        - One record changes each count by at most 1, and each count carries its own noise of the plan's multiplier.
+        - Only the fitness stream is read; its size does not leave.
+    """
+    from fednas.training.features import stem_features
+
+    sigma = permit.allowance("fitness").noise_multiplier
+    counts = []
+    for network in networks:
+        features = stem_features(network, records, permit)
+        x, y = features.read(permit, features.indices(permit, "fitness"))
+        counts.append(int(np.sum(predict(network.trunk, x) == y)))
+    return np.array(counts, dtype=np.int64) + permit.entropy.noise(sigma, len(networks))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublicAccuracy:
+    """Accuracy on a public test set: a simulation's oracle, reported and never selected on."""
+
+    accuracy: float
+    balanced_accuracy: float
+
+
+def public_accuracy(network: torch.nn.Module, x: NDArray[np.float32], y: NDArray[np.int64]) -> PublicAccuracy:
+    """Plain and balanced accuracy (the mean recall of the classes that occur) on public records.
+
+    Args:
+        network: maps float32 records to logits.
+        x: shape (n, ...).
+        y: shape (n,), int64.
+    """
+    correct = predict(network, x) == y
+    recalls = [float(correct[y == label].mean()) for label in np.unique(y)]
+    return PublicAccuracy(accuracy=float(correct.mean()), balanced_accuracy=float(np.mean(recalls)))
