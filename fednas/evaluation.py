@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from fednas.privacy.ledger import Permit
 from fednas.privacy.streams import StreamedRecords
 from fednas.space import Network
+from fednas.supernet.features import stem_features
 
 _CHUNK = 512
 
@@ -38,8 +39,6 @@ def noised_counts(
         - One record changes each count by at most 1, and each count carries its own noise of the plan's multiplier.
         - Only the fitness stream is read; its size does not leave.
     """
-    from fednas.training.features import stem_features
-
     sigma = permit.allowance("fitness").noise_multiplier
     counts = []
     for network in networks:

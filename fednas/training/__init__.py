@@ -2,7 +2,6 @@
 
 from fednas.training.alphas import architecture_gradient
 from fednas.training.engine import ClippedSum, OpacusEngine, opacus_engine
-from fednas.training.features import stem_features
 from fednas.training.weights import Optimisation, train_weights
 
 __all__ = [
@@ -11,6 +10,5 @@ __all__ = [
     "Optimisation",
     "architecture_gradient",
     "opacus_engine",
-    "stem_features",
     "train_weights",
 ]

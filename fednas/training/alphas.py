@@ -10,7 +10,7 @@ from fednas.privacy.grid import noised_sum
 from fednas.privacy.ledger import Permit
 from fednas.privacy.streams import StreamedRecords
 from fednas.space import Network, gates
-from fednas.training.features import stem_features
+from fednas.supernet.features import stem_features
 
 
 def architecture_gradient(

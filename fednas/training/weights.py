@@ -12,7 +12,7 @@ from fednas.privacy.streams import StreamedRecords
 from fednas.space import Network
 from fednas.supernet import flatten
 from fednas.training.engine import opacus_engine
-from fednas.training.features import stem_features
+from fednas.supernet.features import stem_features
 
 
 @dataclass(frozen=True, kw_only=True)

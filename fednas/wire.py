@@ -1,0 +1,207 @@
+"""What crosses the network: one flat array and one JSON manifest a message; a site's values only as `Released`.
+
+Every byte a site sends is one of three things: facts from its configuration (`SiteFacts`), a constant refusal code, or a
+`Released` value that its ledger charged for. This is the only module of the library that knows Flower.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from fednas.devices import DeviceProfile
+from fednas.errors import ExchangeError, PrivacyError
+from fednas.privacy.ledger import Arrays, Operation, Released
+from fednas.space import Architecture
+
+PROTOCOL = 1
+"""Raised whenever a message changes its meaning; a site refuses another one."""
+
+TaskKind = Literal["train", "final", "evaluate"]
+
+
+class Refusal(StrEnum):
+    """Why a site sent nothing; the only words about a failure that leave it."""
+
+    BUDGET_EXHAUSTED = "BUDGET_EXHAUSTED"
+    REPLAY_MISMATCH = "REPLAY_MISMATCH"
+    DOES_NOT_FIT = "DOES_NOT_FIT"
+    MALFORMED = "MALFORMED"
+    LEDGER_FAILURE = "LEDGER_FAILURE"
+    PRIVACY_REFUSAL = "PRIVACY_REFUSAL"
+    SITE_FAILURE = "SITE_FAILURE"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What the server asks of one site in one round; every field is public.
+
+    Args:
+        kind: `train` (weights, and alphas where the study has them), `final`, or `evaluate`.
+        run: the run's identity; a site's ledger holds one plan for each.
+        round: counted from 1.
+        plan: canonical JSON of the privacy plan.
+        study: canonical JSON of the study configuration.
+        architectures: one path to train, or the candidates to count correct predictions of.
+        arrays: `weights.<i>` for each architecture, float32; `alphas` (float64) where the study learns them.
+    """
+
+    kind: TaskKind
+    run: str
+    round: int
+    plan: str
+    study: str
+    architectures: tuple[Architecture, ...]
+    arrays: Mapping[str, NDArray[Any]] = field(repr=False)
+
+    def operation(self, site: str) -> Operation:
+        """The ledger's name of this task at a site: the same after a crash, so that a repeat is recognised."""
+        nonce = hashlib.sha256(f"{self.run}|{self.round}|{self.kind}|{site}".encode()).hexdigest()[:16]
+        return Operation(run=self.run, round=self.round, kind=self.kind, nonce=nonce, digest=self.digest())
+
+    def digest(self) -> str:
+        """sha256 of the canonical message."""
+        manifest, blob = _task_parts(self)
+        return hashlib.sha256(manifest.encode() + b"\0" + blob).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteFacts:
+    """What a site says of itself: all of it from its configuration, nothing counted or measured on data."""
+
+    site: str
+    dataset: str
+    declared_size: int
+    epsilon_cap: float
+    delta: float
+    device: DeviceProfile
+    protocol: int = PROTOCOL
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A released reply as the server reads it: the arrays and the ledger head that vouches for them."""
+
+    operation_id: str
+    head: str
+    arrays: Arrays = field(repr=False)
+
+
+def encode_task(task: Task) -> RecordDict:
+    """Pack a task for one site."""
+    return _pack(*_task_parts(task))
+
+
+def decode_task(content: RecordDict) -> Task:
+    """Unpack a task.
+
+    Raises:
+        ExchangeError: when it is not exactly what `encode_task` makes.
+    """
+    manifest, arrays = _unpack(content)
+    try:
+        if manifest.pop("protocol") != PROTOCOL:
+            raise ExchangeError(f"the server speaks another protocol than {PROTOCOL}; install the same fednas version")
+        architectures = tuple(Architecture.from_json(text) for text in manifest.pop("architectures"))
+        task = Task(architectures=architectures, arrays=arrays, **manifest)
+        if task.kind not in ("train", "final", "evaluate"):
+            raise ExchangeError("unknown kind of task")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ExchangeError("a task has missing or unknown fields") from error
+    return task
+
+
+def encode(released: Released[Arrays]) -> RecordDict:
+    """Pack a paid-for value; nothing else about data can be sent.
+
+    Raises:
+        PrivacyError: for anything but a `Released` from a ledger.
+    """
+    if type(released) is not Released:
+        raise PrivacyError("only a Released value may leave a site; get one from PrivacyLedger.release")
+    manifest = _canonical({"operation": released.operation_id, "head": released.head})
+    return _pack(manifest, save(released.value))
+
+
+def encode_refusal(code: Refusal) -> RecordDict:
+    """Pack a constant code."""
+    return RecordDict({"refusal": ConfigRecord({"code": Refusal(code).value})})
+
+
+def encode_facts(facts: SiteFacts) -> RecordDict:
+    """Pack a site's public facts."""
+    if type(facts) is not SiteFacts:
+        raise PrivacyError("only SiteFacts describe a site")
+    return RecordDict({"facts": ConfigRecord({"json": _canonical(asdict(facts))})})
+
+
+def decode_facts(content: RecordDict) -> SiteFacts:
+    """Unpack a site's facts.
+
+    Raises:
+        ExchangeError: when they are malformed.
+    """
+    try:
+        raw = json.loads(str(content.config_records["facts"]["json"]))
+        return SiteFacts(**(raw | {"device": DeviceProfile(**raw["device"])}))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ExchangeError("a site described itself in an unknown form") from error
+
+
+def decode(content: RecordDict) -> Answer | Refusal:
+    """Unpack a site's reply to a task.
+
+    Raises:
+        ExchangeError: when it is neither a refusal code nor a released value.
+    """
+    if "refusal" in content.config_records:
+        try:
+            return Refusal(str(content.config_records["refusal"]["code"]))
+        except (KeyError, ValueError) as error:
+            raise ExchangeError("a site refused with an unknown code") from error
+    manifest, arrays = _unpack(content)
+    try:
+        return Answer(operation_id=str(manifest["operation"]), head=str(manifest["head"]), arrays=arrays)
+    except KeyError as error:
+        raise ExchangeError("a reply has missing fields") from error
+
+
+def _task_parts(task: Task) -> tuple[str, bytes]:
+    manifest = {
+        "protocol": PROTOCOL,
+        "kind": task.kind,
+        "run": task.run,
+        "round": task.round,
+        "plan": task.plan,
+        "study": task.study,
+        "architectures": [a.to_json() for a in task.architectures],
+    }
+    return _canonical(manifest), save(dict(task.arrays))
+
+
+def _pack(manifest: str, blob: bytes) -> RecordDict:
+    flat = np.frombuffer(blob, dtype=np.uint8)
+    return RecordDict({"manifest": ConfigRecord({"json": manifest}), "data": ArrayRecord({"flat": Array(flat)})})
+
+
+def _unpack(content: RecordDict) -> tuple[dict[str, Any], Arrays]:
+    try:
+        manifest = json.loads(str(content.config_records["manifest"]["json"]))
+        flat = content.array_records["data"]["flat"].numpy()
+        if flat.dtype != np.uint8 or flat.ndim != 1 or not isinstance(manifest, dict):
+            raise ExchangeError("a message is one flat array of bytes and one JSON object")
+        return manifest, load(flat.tobytes())
+    except (KeyError, ValueError, SafetensorError) as error:
+        raise ExchangeError("a message is not in the form of this protocol") from error
+
+
+def _canonical(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
