@@ -1,0 +1,177 @@
+"""The only randomness of mechanisms: keyed by the operating system, never by an argument."""
+
+import hashlib
+import math
+import os
+import secrets
+from typing import Protocol, final
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from fednas.errors import PrivacyError
+
+_BITS = 53
+_UNIT = 2.0**-_BITS
+_MAX_SIGMA = 2.0**49  # so that |noise| <= 8.58 sigma stays exact in a float64
+_BLOCK = 1 << 18  # draws per step: bounds the scratch memory to a few megabytes
+
+
+class Entropy(Protocol):
+    """Where a mechanism's secret randomness comes from."""
+
+    @property
+    def private(self) -> bool:
+        """Whether nobody can reproduce the draws."""
+        ...
+
+    def noise(self, sigma: float, size: int) -> np.ndarray:
+        """Return rounded Gaussian noise on the integers.
+
+        Args:
+            sigma: standard deviation in grid units; 0 returns zeros, for a release without privacy.
+            size: how many draws.
+
+        Returns:
+            int64 array of shape (size,).
+        """
+        ...
+
+    def poisson(self, probability: float, size: int) -> np.ndarray:
+        """Return which of `size` records are in a sample, each on its own with the same probability.
+
+        Args:
+            probability: of a record's inclusion, 0 < q <= 1.
+            size: how many records.
+
+        Returns:
+            bool array of shape (size,).
+        """
+        ...
+
+
+class _Keystream:
+    """A stream cipher (AES-256-CTR) as a generator of uniform bits; refuses to be used across a fork."""
+
+    def __init__(self, key: bytes) -> None:
+        self._encryptor = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+        self._process = os.getpid()
+
+    def integers(self, size: int) -> np.ndarray:
+        """Return `size` uniform integers below 2^53, uint64."""
+        if os.getpid() != self._process:
+            raise PrivacyError("a noise source was used in a forked process; make a new one in each process")
+        words = np.frombuffer(self._encryptor.update(bytes(8 * size)), dtype="<u8")
+        return words >> np.uint64(64 - _BITS)
+
+    def noise(self, sigma: float, size: int) -> np.ndarray:
+        if not 0.0 <= sigma <= _MAX_SIGMA:
+            raise PrivacyError(f"expected 0 <= sigma <= 2^49 grid units, got {sigma!r}; use a coarser grid")
+        _check_size(size)
+        result = np.zeros(size, dtype=np.int64)
+        if sigma == 0.0:
+            return result
+        for start in range(0, size, _BLOCK):
+            part = result[start : start + _BLOCK]
+            pairs = (len(part) + 1) // 2
+            uniforms = self.integers(2 * pairs).astype(np.float64).reshape(2, pairs)
+            radius = np.sqrt(-2.0 * np.log((uniforms[0] + 1.0) * _UNIT))  # uniform on (0, 1]: no log of zero
+            angle = uniforms[1] * (2.0 * math.pi * _UNIT)
+            normals = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[: len(part)]
+            part[:] = np.rint(sigma * normals)
+        return result
+
+    def poisson(self, probability: float, size: int) -> np.ndarray:
+        if not 0.0 < probability <= 1.0:
+            raise PrivacyError(f"expected 0 < probability <= 1, got {probability!r}")
+        _check_size(size)
+        # Rounded down: the chance of a record is never above the one that is charged.
+        threshold = np.uint64(math.floor(probability * 2.0**_BITS))
+        return self.integers(size) < threshold
+
+
+def _check_size(size: int) -> None:
+    if size < 0:
+        raise PrivacyError(f"expected size >= 0, got {size}")
+
+
+@final
+class SecureEntropy:
+    """Secret randomness from a fresh key of the operating system; make a new instance for each release.
+
+    Guarantees:
+        - The key is 256 bits of the operating system, is never stored, and takes no argument.
+        - `noise` is the Box-Muller transform of two 53-bit uniforms in float64, times sigma, rounded to the
+          nearest integer: rounding is post-processing of a Gaussian of standard deviation sigma. The tail ends
+          at 8.58 sigma, which an ideal Gaussian exceeds with a probability below 2^-53 a draw.
+        - `poisson` includes each record on its own with probability floor(q 2^53) / 2^53, never above q.
+        - An instance refuses to draw in a forked process, so two processes never share noise.
+
+    Source: Box and Muller (1958), "A note on the generation of random normal deviates"; Canonne et al. (2020),
+    arXiv 2004.00010, for noise on the integers.
+    """
+
+    def __init__(self) -> None:
+        self._stream = _Keystream(secrets.token_bytes(32))
+
+    @property
+    def private(self) -> bool:
+        """True: nobody can reproduce the draws."""
+        return True
+
+    def noise(self, sigma: float, size: int) -> np.ndarray:
+        """Return rounded Gaussian noise on the integers; see `Entropy.noise`.
+
+        Args:
+            sigma: standard deviation in grid units, 0 to 2^49.
+            size: how many draws.
+
+        Returns:
+            int64 array of shape (size,).
+
+        Raises:
+            PrivacyError: sigma is negative, not finite or too large for exact integers.
+        """
+        return self._stream.noise(sigma, size)
+
+    def poisson(self, probability: float, size: int) -> np.ndarray:
+        """Return a Poisson sample as a mask; see `Entropy.poisson`.
+
+        Args:
+            probability: of a record's inclusion, 0 < q <= 1.
+            size: how many records.
+
+        Returns:
+            bool array of shape (size,).
+
+        Raises:
+            PrivacyError: the probability is out of its bounds.
+        """
+        return self._stream.poisson(probability, size)
+
+
+@final
+class SeededEntropy:
+    """Reproducible draws for tests and simulations: whoever knows the seed can subtract the noise.
+
+    Args:
+        seed: of the test run.
+        label: names the operation, so that a repeated operation draws the same noise and no two share it.
+    """
+
+    def __init__(self, seed: int, label: str) -> None:
+        text = f"fednas seeded noise\0{int(seed)}\0{label}"
+        self._stream = _Keystream(hashlib.sha256(text.encode()).digest())
+
+    @property
+    def private(self) -> bool:
+        """False: a ledger reports an infinite epsilon for what these draws protected."""
+        return False
+
+    def noise(self, sigma: float, size: int) -> np.ndarray:
+        """Return rounded Gaussian noise on the integers; see `SecureEntropy.noise`."""
+        return self._stream.noise(sigma, size)
+
+    def poisson(self, probability: float, size: int) -> np.ndarray:
+        """Return a Poisson sample as a mask; see `SecureEntropy.poisson`."""
+        return self._stream.poisson(probability, size)
