@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from fednas.errors import ConfigurationError
-from fednas.privacy.numbers import decode_real, encode_real, real
+from fednas.privacy.canonical import decode_real, encode_real, real
 
 
 @dataclass(frozen=True, kw_only=True)

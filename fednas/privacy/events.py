@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias, final
 
 from fednas.errors import UnsupportedEventError
-from fednas.privacy.numbers import count, decode_real, encode_real, real
+from fednas.privacy.canonical import count, decode_real, encode_real, real
 
 MAX_NOISE_MULTIPLIER = 1e6
 MAX_AMOUNT = 10**7
