@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import gammaln, logsumexp
 
 from fednas.errors import ConfigurationError, UnsupportedEventError
-from fednas.privacy.canonical import real
+from fednas.privacy.numbers import real
 from fednas.privacy.events import Event, Gaussian, NonPrivate, PoissonGaussian
 
 ORDERS = tuple(range(2, 257))
@@ -82,7 +82,7 @@ def rdp_curve(events: Iterable[Event]) -> np.ndarray:
 
 
 def _form(events: Iterable[Event]) -> _Form | None:
-    """Merge equal mechanisms, and all Gaussians without sampling into one; None when anything is unprotected."""
+    """Merge equal mechanisms, so that equal spends are equal values; None when anything is unprotected."""
     amounts: defaultdict[tuple[float, float], int] = defaultdict(int)
     unprotected = False
     for event in events:
@@ -147,7 +147,9 @@ def _unit_curve(q: float, sigma: float) -> np.ndarray:
             i = np.arange(2.0, ORDERS[-1] + 1.0)[None, :]
             inside = i <= a
             safe = np.where(inside, a - i, 0.0)
-            log_terms = gammaln(a + 1) - gammaln(i + 1) - gammaln(safe + 1) + i * np.log(q) + safe * np.log1p(-q)
+            log_terms = (
+                gammaln(a + 1) - gammaln(i + 1) - gammaln(safe + 1) + i * np.log(q) + safe * np.log1p(-q)
+            )
             exponent = (i * i - i) * half_precision
             log_excess = exponent + np.log(-np.expm1(-exponent))
             log_sum = logsumexp(np.where(inside, log_terms + log_excess, -np.inf), axis=1)
@@ -184,7 +186,9 @@ def _epsilon_pld(form: _Form | None, delta: float, interval: float) -> float:
 @lru_cache(maxsize=16)
 def _loss(q: float, sigma: float, amount: int, interval: float) -> Any:
     """Return the privacy loss distribution of `amount` equal releases."""
-    from dp_accounting.pld import privacy_loss_distribution  # noqa: PLC0415 (slow; the command line never needs it)
+    from dp_accounting.pld import (
+        privacy_loss_distribution,
+    )  # slow to import: only where a number is asked for
 
     single = privacy_loss_distribution.from_gaussian_mechanism(
         sigma, sampling_prob=q, value_discretization_interval=interval

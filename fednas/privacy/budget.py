@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from fednas.errors import ConfigurationError
-from fednas.privacy.canonical import decode_real, encode_real, real
+from fednas.privacy.numbers import decode_real, encode_real, real
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class PrivacyBudget:
             raise ConfigurationError(f"expected epsilon > 0, got {self.epsilon!r}")
         if math.isinf(epsilon) == self.is_private:
             raise ConfigurationError(
-                f"expected a finite epsilon, got {epsilon!r}; to give privacy up, use PrivacyBudget.non_private()"
+                f"expected a finite epsilon, got {epsilon!r}; without privacy, use non_private()"
                 if self.is_private
                 else f"a non-private budget has an infinite epsilon, got {epsilon!r}"
             )

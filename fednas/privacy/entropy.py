@@ -102,13 +102,13 @@ class SecureEntropy:
     Guarantees:
         - The key is 256 bits of the operating system, is never stored, and takes no argument.
         - `noise` is the Box-Muller transform of two 53-bit uniforms in float64, times sigma, rounded to the
-          nearest integer: rounding is post-processing of a Gaussian of standard deviation sigma. The tail ends
-          at 8.58 sigma, which an ideal Gaussian exceeds with a probability below 2^-53 a draw.
+          nearest integer: rounding is post-processing of a Gaussian of standard deviation sigma. The tail
+          ends at 8.58 sigma, which an ideal Gaussian exceeds with a probability below 2^-53 a draw.
         - `poisson` includes each record on its own with probability floor(q 2^53) / 2^53, never above q.
         - An instance refuses to draw in a forked process, so two processes never share noise.
 
-    Source: Box and Muller (1958), "A note on the generation of random normal deviates"; Canonne et al. (2020),
-    arXiv 2004.00010, for noise on the integers.
+    Source: Box and Muller (1958), "A note on the generation of random normal deviates"; Canonne et al.
+    (2020), arXiv 2004.00010, for noise on the integers.
     """
 
     def __init__(self) -> None:

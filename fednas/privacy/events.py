@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias, final
 
 from fednas.errors import UnsupportedEventError
-from fednas.privacy.canonical import count, decode_real, encode_real, real
+from fednas.privacy.numbers import count, decode_real, encode_real, real
 
 MAX_NOISE_MULTIPLIER = 1e6
 MAX_AMOUNT = 10**7
@@ -186,7 +186,9 @@ def decode(value: object) -> Event:
             sampling_probability=_decoded(value["sampling_probability"]),
             releases=value["releases"],
         )
-    raise UnsupportedEventError("an event of an unknown kind; expected poisson_gaussian, gaussian or non_private")
+    raise UnsupportedEventError(
+        "an event of an unknown kind; expected poisson_gaussian, gaussian or non_private"
+    )
 
 
 def _keys(value: Mapping[str, object], *names: str) -> None:

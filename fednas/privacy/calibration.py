@@ -1,0 +1,106 @@
+"""Find the least noise that an epsilon allows, on a grid of four decimals."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from fednas.errors import ConfigurationError
+from fednas.privacy.accounting import DISCRETIZATION, epsilon_pld, epsilon_rdp
+from fednas.privacy.budget import PrivacyBudget
+from fednas.privacy.events import MAX_NOISE_MULTIPLIER, Event
+
+_GRID = 10_000  # noise multipliers are multiples of 1 / _GRID
+_LARGEST = int(MAX_NOISE_MULTIPLIER) * _GRID
+_COARSE = 1e-3  # grid of the privacy loss while searching: ten times faster, pessimistic
+_CLOSE = 0.9985  # of the budget: the search ends when so much of it is used
+
+
+def least_noise(budget: PrivacyBudget, fixed: Sequence[Event], event: Callable[[float], Event]) -> float:
+    """Return the least noise multiplier at which an event on top of fixed ones stays within a budget.
+
+    Args:
+        budget: epsilon and delta, by privacy loss distributions.
+        fixed: events that the same records pay for already.
+        event: makes the event from a noise multiplier; more noise must not cost more.
+
+    Returns:
+        A multiple of 0.0001, at which the budget is never exceeded and at least 99 % of it is used wherever
+        the grid of noise multipliers is fine enough.
+
+    Raises:
+        ConfigurationError: not even the largest noise multiplier is enough.
+    """
+
+    def cost(step: int, interval: float) -> float:
+        return epsilon_pld(
+            [*fixed, event(step / _GRID)], budget.delta, value_discretization_interval=interval
+        )
+
+    guess = _guess(budget, fixed, event)
+    step = _search(
+        budget.epsilon,
+        lambda step: cost(step, max(DISCRETIZATION, min(_COARSE, budget.epsilon / 1e3))),
+        guess,
+    )
+    fine = cost(step, DISCRETIZATION)
+    if not _CLOSE * budget.epsilon <= fine <= budget.epsilon:
+        step = _search(budget.epsilon, lambda step: cost(step, DISCRETIZATION), step)
+    return step / _GRID
+
+
+def _guess(budget: PrivacyBudget, fixed: Sequence[Event], event: Callable[[float], Event]) -> int:
+    """Return a step near the answer, by Rényi divergences: fast, not exact."""
+    target = budget.epsilon
+    if fixed:
+        tight = epsilon_pld(fixed, budget.delta)
+        target *= epsilon_rdp(fixed, budget.delta) / tight if tight > 0.0 else 1.0
+    low, high = 1, _LARGEST
+    while high > low + max(1, low // 100):
+        middle = math.isqrt(low * high)
+        middle = min(max(middle, low + 1), high - 1)
+        if epsilon_rdp([*fixed, event(middle / _GRID)], budget.delta) <= target:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _search(target: float, cost: Callable[[int], float], guess: int) -> int:
+    """Return a step whose cost is at most the target and close to it, or one grid step from exceeding it."""
+    low, high, reach = 0, min(guess, _LARGEST), 1.02
+    at_low, at_high = math.inf, cost(high)
+    while at_high > target:
+        if high == _LARGEST:
+            raise ConfigurationError(
+                f"no noise keeps the releases within epsilon {target:g}; raise epsilon, or plan fewer final "
+                "steps beside the search steps"
+            )
+        low, at_low = high, at_high
+        high = min(max(high + 1, math.ceil(high * reach)), _LARGEST)
+        at_high, reach = cost(high), reach**2
+    while low == 0 and high > 1 and at_high < _CLOSE * target:
+        step = max(1, math.floor(high / reach))
+        at_step = cost(step)
+        if at_step > target:
+            low, at_low = step, at_step
+        else:
+            high, at_high, reach = step, at_step, reach**2
+    while high - low > 1 and at_high < _CLOSE * target:
+        step = _between(low, at_low, high, at_high, target)
+        at_step = cost(step)
+        if at_step > target:
+            low, at_low = step, at_step
+        else:
+            high, at_high = step, at_step
+    return high
+
+
+def _between(low: int, at_low: float, high: int, at_high: float, target: float) -> int:
+    """Return a step inside an interval: where a power law puts just under the target, kept off both ends."""
+    middle = (low + high) / 2
+    if low > 0 and math.isfinite(at_low) and at_high > 0.0:
+        slope = math.log(at_low / at_high) / math.log(high / low)
+        if slope > 0.0:
+            wanted = (1.0 + _CLOSE) / 2 * target
+            middle = high * (at_high / wanted) ** (1.0 / slope)
+    margin = (high - low) * 0.02
+    return min(max(math.ceil(min(max(middle, low + margin), high - margin)), low + 1), high - 1)

@@ -1,0 +1,390 @@
+"""Everything a study may ever release, fixed beforehand: its hash opens a ledger, its claim never moves."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, Self
+
+from fednas.errors import ConfigurationError, UnsupportedEventError
+from fednas.privacy.accounting import epsilon_pld
+from fednas.privacy.budget import PrivacyBudget
+from fednas.privacy.calibration import least_noise
+from fednas.privacy.numbers import canonical_json, count, decode_real, encode_real, real
+from fednas.privacy.events import MAX_AMOUNT, Event, Gaussian, NonPrivate, PoissonGaussian, decode, encode
+
+STREAMS = ("weights", "architecture", "fitness")
+_READS: Mapping[str, tuple[str, ...]] = {
+    "search": ("weights",),
+    "alphas": ("architecture",),
+    "fitness": ("fitness",),
+    "final": STREAMS,
+}
+_MAX_CLIP_NORM = 1e6
+_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseSchedule:
+    """How often a site may release what, spare rounds included; zero where a study has no use for it.
+
+    Args:
+        sampling_probability: the chance of a record to be in a training step's sample, 0 < q <= 1.
+        search_steps: training steps on the `weights` stream.
+        final_steps: training steps on all streams.
+        architecture_steps: architecture gradients on the `architecture` stream.
+        fitness_releases: noised counts on the `fitness` stream.
+        clip_norm: L2 bound of a record's weight gradient, > 0.
+        architecture_clip_norm: L2 bound of a record's architecture gradient, > 0.
+
+    Raises:
+        ConfigurationError: a number is out of its bounds.
+    """
+
+    sampling_probability: float
+    search_steps: int
+    final_steps: int
+    architecture_steps: int = 0
+    fitness_releases: int = 0
+    clip_norm: float = 1.0
+    architecture_clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        q = real(self.sampling_probability)
+        if q is None or not 0.0 < q <= 1.0:
+            raise ConfigurationError(
+                f"expected 0 < sampling_probability <= 1, got {self.sampling_probability!r}"
+            )
+        object.__setattr__(self, "sampling_probability", q)
+        for name in ("search_steps", "final_steps", "architecture_steps", "fitness_releases"):
+            number = count(getattr(self, name))
+            if number is None or not 0 <= number <= MAX_AMOUNT:
+                raise ConfigurationError(f"expected 0 <= {name} <= {MAX_AMOUNT}, got {getattr(self, name)!r}")
+            object.__setattr__(self, name, number)
+        for name in ("clip_norm", "architecture_clip_norm"):
+            object.__setattr__(self, name, _clip_norm(name, getattr(self, name)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allowance:
+    """All releases of one kind that a plan will ever pay for, and the streams that each of them reads.
+
+    Args:
+        name: "search", "alphas", "fitness" or "final".
+        streams: the streams of the name, each of which is charged.
+        event: the mechanism, with every release it may make (T_max).
+        clip_norm: L2 bound of what one record adds to a release, > 0; 1 for a count.
+
+    Raises:
+        ConfigurationError: the name is unknown, the streams are not its own, or the bound is not positive.
+    """
+
+    name: str
+    streams: tuple[str, ...]
+    event: Event
+    clip_norm: float
+
+    def __post_init__(self) -> None:
+        if self.name not in _READS:
+            raise ConfigurationError(f"unknown allowance {self.name!r}; expected one of {', '.join(_READS)}")
+        if self.streams != _READS[self.name]:
+            raise ConfigurationError(
+                f"{self.name} reads {', '.join(_READS[self.name])}, got {self.streams!r}"
+            )
+        encode(self.event)
+        object.__setattr__(self, "clip_norm", _clip_norm("clip_norm", self.clip_norm))
+
+    @property
+    def amount(self) -> int:
+        """The most releases that this allowance pays for."""
+        return self.event.amount
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Standard deviation of the noise over the sensitivity; 0 without privacy."""
+        return self.event.noise_multiplier
+
+    @property
+    def sampling_probability(self) -> float:
+        """The chance of a record to be in a release's sample; 1 where every record takes part."""
+        return self.event.sampling_probability
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacyPlan:
+    """A fixed noise schedule and what it can cost: public, data-independent, the same at every site.
+
+    Args:
+        budget: what the plan was calibrated to.
+        proportions: (stream, share of a site's records) in the order of `STREAMS`, adding up to 1.
+        allowances: at most one of each name, in the order search, alphas, fitness, final.
+
+    Raises:
+        ConfigurationError: a part is missing, twice there, or out of order.
+
+    Guarantees:
+        - The streams of a site are disjoint, so a record loses at most `claim`: the maximum over streams.
+        - Stopping early does not lower the claim; nothing that is released can raise it.
+    """
+
+    budget: PrivacyBudget
+    proportions: tuple[tuple[str, float], ...]
+    allowances: tuple[Allowance, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "proportions", _proportions(self.proportions))
+        names = [allowance.name for allowance in self.allowances]
+        if names != [name for name in _READS if name in names]:
+            raise ConfigurationError(f"expected each allowance once and in the order {', '.join(_READS)}")
+
+    @classmethod
+    def calibrate(
+        cls, *, budget: PrivacyBudget, proportions: Mapping[str, float], schedule: ReleaseSchedule
+    ) -> "PrivacyPlan":
+        """Return the plan of least noise whose every stream costs at most the budget.
+
+        Training steps of the search and of the final share one noise multiplier. The final reads all streams
+        and is charged to each: what it leaves of the other streams' epsilon buys alphas and fitness.
+
+        Args:
+            budget: the epsilon and delta that no stream may exceed, by privacy loss distributions.
+            proportions: share of a site's records in each of `STREAMS`, adding up to 1.
+            schedule: how often what may be released.
+
+        Returns:
+            A plan with noise multipliers rounded up to 4 decimals, without allowances of zero releases.
+
+        Raises:
+            ConfigurationError: a stream that is read holds no records, or no noise is enough.
+        """
+        return _calibrate(budget, _proportions(proportions), schedule)
+
+    def allowance(self, name: str) -> Allowance:
+        """Return the allowance of a name.
+
+        Raises:
+            ConfigurationError: the plan has none.
+        """
+        for allowance in self.allowances:
+            if allowance.name == name:
+                return allowance
+        raise ConfigurationError(
+            f"this plan has no allowance {name!r}; it has {', '.join(self._names) or 'none'}"
+        )
+
+    def noise_multiplier(self, name: str) -> float:
+        """Return the public noise multiplier of an allowance, by which an aggregation may weight."""
+        return self.allowance(name).noise_multiplier
+
+    def events(self, stream: str) -> tuple[Event, ...]:
+        """Return everything the plan may ever do to the records of a stream.
+
+        Raises:
+            ConfigurationError: there is no such stream.
+        """
+        if stream not in STREAMS:
+            raise ConfigurationError(f"unknown stream {stream!r}; expected one of {', '.join(STREAMS)}")
+        return tuple(allowance.event for allowance in self.allowances if stream in allowance.streams)
+
+    def epsilon(self, stream: str) -> float:
+        """Return what the plan costs a record of a stream, by privacy loss distributions at its delta.
+
+        Raises:
+            ConfigurationError: there is no such stream.
+        """
+        return epsilon_pld(self.events(stream), self.budget.delta)
+
+    @property
+    def claim(self) -> float:
+        """What the plan costs any record of a site: the maximum over its disjoint streams."""
+        return max(self.epsilon(stream) for stream in STREAMS)
+
+    @cached_property
+    def id(self) -> str:
+        """The sha256 of the plan's canonical JSON, 64 hexadecimal digits."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """Return the plan as canonical JSON: equal plans have equal text on every machine."""
+        return canonical_json(
+            {
+                "allowances": [
+                    {
+                        "clip_norm": encode_real(allowance.clip_norm),
+                        "event": encode(allowance.event),
+                        "name": allowance.name,
+                        "streams": list(allowance.streams),
+                    }
+                    for allowance in self.allowances
+                ],
+                "budget": self.budget.encode(),
+                "proportions": [[stream, encode_real(share)] for stream, share in self.proportions],
+                "version": _VERSION,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Return the plan that `to_json` wrote.
+
+        Args:
+            text: canonical JSON; any other spelling of the same plan would have another hash.
+
+        Raises:
+            ConfigurationError: the text is malformed, not canonical, or a part is unknown or out of bounds.
+        """
+        try:
+            value = json.loads(text)
+        except (ValueError, TypeError, RecursionError):
+            raise ConfigurationError("expected a privacy plan as JSON") from None
+        table = _table(value, "plan", "allowances", "budget", "proportions", "version")
+        if table["version"] != _VERSION:
+            raise ConfigurationError(f"expected a privacy plan of version {_VERSION}")
+        plan = cls(
+            budget=PrivacyBudget.decode(table["budget"]),
+            proportions=tuple(_share(item) for item in _list(table["proportions"], "proportions")),
+            allowances=tuple(_allowance(item) for item in _list(table["allowances"], "allowances")),
+        )
+        if plan.to_json() != text:
+            raise ConfigurationError("expected a privacy plan in its canonical spelling")
+        return plan
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return tuple(allowance.name for allowance in self.allowances)
+
+
+@lru_cache(maxsize=64)
+def _calibrate(
+    budget: PrivacyBudget, proportions: tuple[tuple[str, float], ...], schedule: ReleaseSchedule
+) -> PrivacyPlan:
+    amounts = {
+        "search": schedule.search_steps,
+        "alphas": schedule.architecture_steps,
+        "fitness": schedule.fitness_releases,
+        "final": schedule.final_steps,
+    }
+    shares = dict(proportions)
+    for name in ("search", "alphas", "fitness"):
+        if amounts[name] > 0 and shares[_READS[name][0]] == 0.0:
+            raise ConfigurationError(
+                f"{name} reads the {_READS[name][0]} stream, whose share of records is 0"
+            )
+    events = _events(budget, schedule, amounts)
+    clips = {"alphas": schedule.architecture_clip_norm, "fitness": 1.0}
+    return PrivacyPlan(
+        budget=budget,
+        proportions=proportions,
+        allowances=tuple(
+            Allowance(
+                name=name,
+                streams=_READS[name],
+                event=events[name],
+                clip_norm=clips.get(name, schedule.clip_norm),
+            )
+            for name in _READS
+            if name in events
+        ),
+    )
+
+
+def _events(budget: PrivacyBudget, schedule: ReleaseSchedule, amounts: Mapping[str, int]) -> dict[str, Event]:
+    q = schedule.sampling_probability
+    used = {name: amount for name, amount in amounts.items() if amount > 0}
+    if not budget.is_private:
+        return {
+            name: NonPrivate(
+                reason="planned without privacy",
+                sampling_probability=1.0 if name == "fitness" else q,
+                releases=amount,
+            )
+            for name, amount in used.items()
+        }
+
+    def trained(sigma: float, steps: int) -> Event:
+        return PoissonGaussian(sampling_probability=q, noise_multiplier=sigma, steps=steps)
+
+    events: dict[str, Event] = {}
+    steps = amounts["search"] + amounts["final"]
+    if steps > 0:
+        sigma = least_noise(budget, (), lambda sigma: trained(sigma, steps))
+        events |= {name: trained(sigma, used[name]) for name in ("search", "final") if name in used}
+    fixed = (events["final"],) if "final" in events else ()
+    if "alphas" in used:
+        sigma = least_noise(budget, fixed, lambda sigma: trained(sigma, used["alphas"]))
+        events["alphas"] = trained(sigma, used["alphas"])
+    if "fitness" in used:
+        releases = used["fitness"]
+        sigma = least_noise(budget, fixed, lambda sigma: Gaussian(noise_multiplier=sigma, releases=releases))
+        events["fitness"] = Gaussian(noise_multiplier=sigma, releases=releases)
+    return events
+
+
+def _proportions(value: object) -> tuple[tuple[str, float], ...]:
+    try:
+        shares = dict(value)  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        raise ConfigurationError("expected a share of the records for each stream") from None
+    if set(shares) != set(STREAMS):
+        raise ConfigurationError(f"expected a share of the records for each of {', '.join(STREAMS)}")
+    result = []
+    for stream in STREAMS:
+        share = real(shares[stream])
+        if share is None or not 0.0 <= share <= 1.0:
+            raise ConfigurationError(
+                f"expected 0 <= share <= 1 of the {stream} stream, got {shares[stream]!r}"
+            )
+        result.append((stream, share))
+    if abs(sum(share for _, share in result) - 1.0) > 1e-9:
+        raise ConfigurationError("the shares of the streams must add up to 1")
+    return tuple(result)
+
+
+def _clip_norm(name: str, value: object) -> float:
+    number = real(value)
+    if number is None or not 0.0 < number <= _MAX_CLIP_NORM:
+        raise ConfigurationError(f"expected 0 < {name} <= {_MAX_CLIP_NORM:g}, got {value!r}")
+    return number
+
+
+def _table(value: object, what: str, *keys: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict) or set(value) != set(keys):
+        raise ConfigurationError(f"expected the {what} with exactly the keys {', '.join(keys)}")
+    return value
+
+
+def _list(value: object, what: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ConfigurationError(f"expected {what} as a list")
+    return value
+
+
+def _share(item: object) -> tuple[str, float]:
+    pair = _list(item, "a stream and its share")
+    if len(pair) != 2 or pair[0] not in STREAMS:
+        raise ConfigurationError("expected a stream and its share")
+    return str(pair[0]), _number(pair[1])
+
+
+def _allowance(item: object) -> Allowance:
+    table = _table(item, "allowance", "clip_norm", "event", "name", "streams")
+    if not isinstance(table["name"], str):
+        raise ConfigurationError("expected the name of an allowance as text")
+    try:
+        event = decode(table["event"])
+    except UnsupportedEventError as error:
+        raise ConfigurationError(str(error)) from None
+    return Allowance(
+        name=table["name"],
+        streams=tuple(_list(table["streams"], "streams")),
+        event=event,
+        clip_norm=_number(table["clip_norm"]),
+    )
+
+
+def _number(text: object) -> float:
+    number = decode_real(text)
+    if number is None:
+        raise ConfigurationError("expected a number as the exact decimal string that repr writes")
+    return number
