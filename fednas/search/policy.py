@@ -1,0 +1,199 @@
+"""Architecture parameters: one logit vector per choice, learned from released gradients only."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fednas.errors import ConfigurationError, InfeasibleDeviceError
+from fednas.search.path_sampling import lowered
+from fednas.space.architecture import Architecture, Value
+from fednas.space.search_space import SearchSpace
+
+Floats = NDArray[np.float64]
+
+ATTEMPTS = 256
+"""Paths drawn before an infeasible one is lowered until it fits."""
+
+
+@final
+class Policy:
+    """A distribution over architectures: a softmax over the options of every choice.
+
+    Flat vectors hold the choices sorted by name, each with its options in the order of the space.
+
+    Args:
+        space: the space whose choices get logits; they start at 0, the uniform distribution.
+    """
+
+    def __init__(self, space: SearchSpace) -> None:
+        self._space = space
+        self._options = dict(sorted(space.options().items()))
+        self._logits = {name: np.zeros(len(options)) for name, options in self._options.items()}
+
+    @property
+    def logits(self) -> dict[str, Floats]:
+        """The logits of every choice: copies, shape (num_options,)."""
+        return {name: values.copy() for name, values in self._logits.items()}
+
+    @property
+    def size(self) -> int:
+        """The number of logits over all choices."""
+        return sum(map(len, self._options.values()))
+
+    @property
+    def flat(self) -> Floats:
+        """All logits as one vector, shape (size,)."""
+        return np.concatenate([np.zeros(0), *self._logits.values()])
+
+    def load(self, flat: Floats) -> None:
+        """Replace all logits.
+
+        Args:
+            flat: (size,), finite, in the order of `flat`.
+
+        Raises:
+            ConfigurationError: when shape or values are wrong.
+        """
+        flat = self._checked(flat)
+        start = 0
+        for name, options in self._options.items():
+            self._logits[name] = flat[start : start + len(options)].copy()
+            start += len(options)
+
+    def probabilities(self, temperature: float = 1.0) -> dict[str, Floats]:
+        """Return the probability of every option of every choice, each choice summing to 1."""
+        return {name: _softmax(values / temperature) for name, values in self._logits.items()}
+
+    def sample(
+        self, generator: np.random.Generator, feasible: Callable[[Architecture], bool]
+    ) -> Architecture:
+        """Draw one path by the Gumbel-max trick at each active choice, again until it is feasible.
+
+        When 256 paths do not fit, the last is lowered choice by choice towards the cheapest until it does.
+
+        Args:
+            generator: public randomness, never derived from data.
+            feasible: whether an architecture fits.
+
+        Returns:
+            A feasible architecture.
+
+        Raises:
+            InfeasibleDeviceError: when lowering ends at the smallest architecture and it does not fit.
+
+        Source: Dong & Yang (2019), GDAS, 1910.04465.
+        """
+
+        def pick(name: str, options: tuple[Value, ...]) -> Value:
+            return options[int(np.argmax(self._logits[name] + generator.gumbel(size=len(options))))]
+
+        for _ in range(ATTEMPTS):
+            architecture = self._space.complete(pick)
+            if feasible(architecture):
+                return architecture
+        shrunk = lowered(self._space, architecture, feasible, generator)
+        if shrunk is None:
+            raise InfeasibleDeviceError(
+                f"not even the smallest architecture of the space {self._space.name!r} fits; "
+                "raise the device's limits or choose a smaller space"
+            )
+        return shrunk
+
+    def jacobian(self, architecture: Architecture, temperature: float = 1.0) -> dict[str, Floats]:
+        """Return the derivative of each chosen option's probability by the logits of its choice.
+
+        A loss's derivative by a path's gate, times this row, is its first-order derivative by the logits.
+
+        Args:
+            architecture: the path.
+            temperature: of the softmax, larger is flatter.
+
+        Returns:
+            For each active choice, shape (num_options,): p_chosen (1[j = chosen] - p_j) / temperature.
+
+        Raises:
+            ConfigurationError: when the architecture is not in the space.
+        """
+        if not self._space.contains(architecture):
+            raise ConfigurationError(
+                f"architecture {architecture.id} is not in the space {self._space.name!r}"
+            )
+        rows: dict[str, Floats] = {}
+        for name, value in architecture.choices:
+            chosen = self._options[name].index(value)
+            probabilities = _softmax(self._logits[name] / temperature)
+            rows[name] = (
+                probabilities[chosen] * (np.eye(len(probabilities))[chosen] - probabilities) / temperature
+            )
+        return rows
+
+    def spread(self, parts: Mapping[str, Floats]) -> Floats:
+        """Place gradients of some choices in a flat vector.
+
+        Args:
+            parts: gradients by choice name, shape (num_options,).
+
+        Returns:
+            (size,), with NaN for choices that are not in `parts`: unknown, which is not zero.
+
+        Raises:
+            ConfigurationError: for an unknown choice or a wrong shape.
+        """
+        for name, values in parts.items():
+            if name not in self._options or values.shape != (len(self._options[name]),):
+                raise ConfigurationError(
+                    f"no choice {name!r} with {values.shape} options in {self._space.name!r}"
+                )
+        absent = {name: np.full(len(options), np.nan) for name, options in self._options.items()}
+        return np.concatenate([np.zeros(0), *(parts.get(name, absent[name]) for name in self._options)])
+
+    def learn(self, gradient: Floats, learning_rate: float) -> None:
+        """Take one step down a released gradient of the loss.
+
+        Args:
+            gradient: (size,), finite: averaged over the sites, 0 where no site had the choice on its path.
+            learning_rate: step size.
+
+        Raises:
+            ConfigurationError: when shape or values are wrong.
+        """
+        self.load(self.flat - learning_rate * self._checked(gradient))
+
+    def entropy(self) -> float:
+        """Return the sum over all choices of their entropies, in nats: how undecided the policy is."""
+        rows = self.probabilities().values()
+        return float(-sum(float(np.sum(p * np.log(np.maximum(p, np.finfo(np.float64).tiny)))) for p in rows))
+
+    def state(self) -> dict[str, Any]:
+        """Return the logits as JSON values, exactly."""
+        return {"logits": {name: values.tolist() for name, values in self._logits.items()}}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Replace the logits by stored ones.
+
+        Raises:
+            ConfigurationError: when the state is malformed or of another space.
+        """
+        logits = state.get("logits")
+        sizes = {name: len(options) for name, options in self._options.items()}
+        if not isinstance(logits, dict) or {name: len(row) for name, row in logits.items()} != sizes:
+            raise ConfigurationError(
+                f"the policy state does not match the choices of the space {self._space.name!r}"
+            )
+        self.load(np.concatenate([np.zeros(0), *(np.asarray(logits[name], np.float64) for name in sizes)]))
+
+    def _checked(self, flat: Floats) -> Floats:
+        flat = np.asarray(flat, dtype=np.float64)
+        if flat.shape != (self.size,) or not np.isfinite(flat).all():
+            raise ConfigurationError(
+                f"expected {self.size} finite architecture values, got shape {flat.shape}"
+            )
+        return flat
+
+
+def _softmax(values: Floats) -> Floats:
+    shifted = np.exp(values - values.max())
+    normalised: Floats = shifted / shifted.sum()
+    return normalised
