@@ -1,12 +1,17 @@
 """Searching a space: strategies that ask for architectures and are told released outcomes."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from fednas.errors import ConfigurationError
+from fednas.search.path_sampling import sandwich_paths
 from fednas.search.policy import Policy
 from fednas.search.strategy import SearchStrategy, Trial, best, pool
 from fednas.space.architecture import Architecture
 from fednas.space.search_space import SearchSpace
+
+if TYPE_CHECKING:
+    from fednas.search.proxies import shortlist
 
 STRATEGIES = ("random", "evolution", "tpe", "differentiable")
 
@@ -53,4 +58,23 @@ def create(
     raise ConfigurationError(f"unknown strategy {name!r}; expected one of {', '.join(STRATEGIES)}")
 
 
-__all__ = ["STRATEGIES", "Policy", "SearchStrategy", "Trial", "best", "create", "pool"]
+def __getattr__(name: str) -> Any:
+    """Import what needs PyTorch on first use."""
+    if name == "shortlist":
+        from fednas.search.proxies import shortlist
+
+        return shortlist
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = [
+    "STRATEGIES",
+    "Policy",
+    "SearchStrategy",
+    "Trial",
+    "best",
+    "create",
+    "pool",
+    "sandwich_paths",
+    "shortlist",
+]

@@ -1,6 +1,6 @@
 """Architecture parameters: one logit vector per choice, learned from released gradients only."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, final
 
 import numpy as np
@@ -42,12 +42,11 @@ class Policy:
         """The number of logits over all choices."""
         return sum(map(len, self._options.values()))
 
-    @property
     def flat(self) -> Floats:
-        """All logits as one vector, shape (size,)."""
+        """Return all logits as one vector, shape (size,)."""
         return np.concatenate([np.zeros(0), *self._logits.values()])
 
-    def load(self, flat: Floats) -> None:
+    def set_flat(self, flat: Floats) -> None:
         """Replace all logits.
 
         Args:
@@ -129,25 +128,29 @@ class Policy:
             )
         return rows
 
-    def spread(self, parts: Mapping[str, Floats]) -> Floats:
-        """Place gradients of some choices in a flat vector.
+    def spread(self, names: Collection[str], values: Floats) -> Floats:
+        """Place the gradients of some choices in a flat vector.
 
         Args:
-            parts: gradients by choice name, shape (num_options,).
+            names: choices, in any order.
+            values: their gradients, concatenated in the sorted order of the names.
 
         Returns:
-            (size,), with NaN for choices that are not in `parts`: unknown, which is not zero.
+            (size,), with NaN for all other choices: unknown, which is not zero.
 
         Raises:
-            ConfigurationError: for an unknown choice or a wrong shape.
+            ConfigurationError: for an unknown choice or a wrong length.
         """
-        for name, values in parts.items():
-            if name not in self._options or values.shape != (len(self._options[name]),):
-                raise ConfigurationError(
-                    f"no choice {name!r} with {values.shape} options in {self._space.name!r}"
-                )
-        absent = {name: np.full(len(options), np.nan) for name, options in self._options.items()}
-        return np.concatenate([np.zeros(0), *(parts.get(name, absent[name]) for name in self._options)])
+        known = [name in names for name, options in self._options.items() for _ in options]
+        mask = np.asarray(known, dtype=np.bool_)
+        if not set(names) <= set(self._options) or values.shape != (int(mask.sum()),):
+            raise ConfigurationError(
+                f"{len(names)} choices of the space {self._space.name!r} have {int(mask.sum())} options together, "
+                f"got {values.shape} gradients"
+            )
+        flat = np.full(self.size, np.nan)
+        flat[mask] = values
+        return flat
 
     def learn(self, gradient: Floats, learning_rate: float) -> None:
         """Take one step down a released gradient of the loss.
@@ -159,7 +162,7 @@ class Policy:
         Raises:
             ConfigurationError: when shape or values are wrong.
         """
-        self.load(self.flat - learning_rate * self._checked(gradient))
+        self.set_flat(self.flat() - learning_rate * self._checked(gradient))
 
     def entropy(self) -> float:
         """Return the sum over all choices of their entropies, in nats: how undecided the policy is."""
@@ -182,7 +185,9 @@ class Policy:
             raise ConfigurationError(
                 f"the policy state does not match the choices of the space {self._space.name!r}"
             )
-        self.load(np.concatenate([np.zeros(0), *(np.asarray(logits[name], np.float64) for name in sizes)]))
+        self.set_flat(
+            np.concatenate([np.zeros(0), *(np.asarray(logits[name], np.float64) for name in sizes)])
+        )
 
     def _checked(self, flat: Floats) -> Floats:
         flat = np.asarray(flat, dtype=np.float64)

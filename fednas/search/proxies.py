@@ -132,7 +132,7 @@ def shortlist(
         architectures: a pool, without repeats.
         build: makes the network of an architecture; its weights do not matter.
         measure: the cost of an architecture.
-        count: how many to keep, at least 1; all when the pool is smaller.
+        count: how many to keep; all when the pool is smaller.
         input_shape: shape of one record.
         generator: public randomness for the scores and the explored places.
         explore: how many of the `count` places, at the end, ignore the scores.
@@ -143,8 +143,8 @@ def shortlist(
     Raises:
         ConfigurationError: when `count` or `explore` is out of bounds.
     """
-    if not 0 <= explore <= count or count < 1:
-        raise ConfigurationError(f"expected 0 <= {explore=} <= {count=} and count >= 1")
+    if not 0 <= explore <= count:
+        raise ConfigurationError(f"expected 0 <= {explore=} <= {count=}")
     scores = rank_sum([(build(a), measure(a)) for a in architectures], input_shape, generator)
     order = np.argsort(-scores, kind="stable")
     kept, rest = order[: count - explore], order[count - explore :]
