@@ -7,16 +7,17 @@ from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
-from scipy.special import gammaln, logsumexp
 
 from fednas.errors import ConfigurationError, UnsupportedEventError
-from fednas.privacy.numbers import real
 from fednas.privacy.events import Event, Gaussian, NonPrivate, PoissonGaussian
+from fednas.privacy.numbers import real
 
 ORDERS = tuple(range(2, 257))
 DISCRETIZATION = 1e-4  # of the privacy loss, in nats
 _FINE_EPSILON = 25.0  # above it the grid of the privacy loss grows in proportion
 _PLD_EPSILON = 1000.0  # above it only RDP answers: a tighter number would reassure nobody
+
+_LOG_FACTORIALS = np.array([math.lgamma(n + 1) for n in range(ORDERS[-1] + 1)])
 
 # (sampling probability, noise multiplier) -> number of compositions, sorted: equal spends have equal forms.
 _Form: TypeAlias = tuple[tuple[float, float, int], ...]
@@ -143,17 +144,19 @@ def _unit_curve(q: float, sigma: float) -> np.ndarray:
         else:
             # The sum over i of C(a, i) (1-q)^(a-i) q^i exp((i^2 - i) / (2 sigma^2)), less the sum of the same
             # terms without the exponent, which is 1: small divergences keep all their digits in log1p.
-            a = orders[:, None]
-            i = np.arange(2.0, ORDERS[-1] + 1.0)[None, :]
-            inside = i <= a
-            safe = np.where(inside, a - i, 0.0)
-            log_terms = (
-                gammaln(a + 1) - gammaln(i + 1) - gammaln(safe + 1) + i * np.log(q) + safe * np.log1p(-q)
+            a, i = np.array(ORDERS)[:, None], np.arange(2, ORDERS[-1] + 1)[None, :]
+            rest = np.maximum(a - i, 0)
+            log_binomials = _LOG_FACTORIALS[a] - _LOG_FACTORIALS[i] - _LOG_FACTORIALS[rest]
+            exponents = (i * i - i) * half_precision
+            terms = (
+                log_binomials
+                + i * np.log(q)
+                + rest * np.log1p(-q)
+                + exponents
+                + np.log(-np.expm1(-exponents))
             )
-            exponent = (i * i - i) * half_precision
-            log_excess = exponent + np.log(-np.expm1(-exponent))
-            log_sum = logsumexp(np.where(inside, log_terms + log_excess, -np.inf), axis=1)
-            curve = np.logaddexp(0.0, log_sum) / (orders - 1.0)
+            terms = np.where(i <= a, terms, -np.inf)
+            curve = np.logaddexp(0.0, np.logaddexp.reduce(terms, axis=1)) / (orders - 1.0)
     curve = np.where(np.isnan(curve), np.inf, curve)
     curve.flags.writeable = False
     return curve

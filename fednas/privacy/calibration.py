@@ -5,13 +5,58 @@ from collections.abc import Callable, Sequence
 
 from fednas.errors import ConfigurationError
 from fednas.privacy.accounting import DISCRETIZATION, epsilon_pld, epsilon_rdp
+from fednas.privacy.allowance import READS, ReleaseSchedule
 from fednas.privacy.budget import PrivacyBudget
-from fednas.privacy.events import MAX_NOISE_MULTIPLIER, Event
+from fednas.privacy.events import MAX_NOISE_MULTIPLIER, Event, Gaussian, NonPrivate, PoissonGaussian
 
 _GRID = 10_000  # noise multipliers are multiples of 1 / _GRID
 _LARGEST = int(MAX_NOISE_MULTIPLIER) * _GRID
 _COARSE = 1e-3  # grid of the privacy loss while searching: ten times faster, pessimistic
 _CLOSE = 0.9985  # of the budget: the search ends when so much of it is used
+
+
+def calibrated(budget: PrivacyBudget, schedule: ReleaseSchedule) -> dict[str, Event]:
+    """Return the event of each scheduled allowance: the least noise at which no stream exceeds the budget.
+
+    Args:
+        budget: the epsilon and delta of every stream.
+        schedule: how often what may be released.
+
+    Returns:
+        allowance name -> event, without the names that release nothing.
+
+    Raises:
+        ConfigurationError: no noise is enough for what the final leaves.
+    """
+    q = schedule.sampling_probability
+    used = {name: amount for name, amount in ((name, schedule.amount(name)) for name in READS) if amount > 0}
+    if not budget.is_private:
+        return {
+            name: NonPrivate(
+                reason="planned without privacy",
+                sampling_probability=1.0 if name == "fitness" else q,
+                releases=amount,
+            )
+            for name, amount in used.items()
+        }
+
+    def trained(sigma: float, steps: int) -> Event:
+        return PoissonGaussian(sampling_probability=q, noise_multiplier=sigma, steps=steps)
+
+    events: dict[str, Event] = {}
+    steps = schedule.search_steps + schedule.final_steps
+    if steps > 0:
+        sigma = least_noise(budget, (), lambda sigma: trained(sigma, steps))
+        events |= {name: trained(sigma, used[name]) for name in ("search", "final") if name in used}
+    fixed = (events["final"],) if "final" in events else ()
+    if "alphas" in used:
+        sigma = least_noise(budget, fixed, lambda sigma: trained(sigma, used["alphas"]))
+        events["alphas"] = trained(sigma, used["alphas"])
+    if "fitness" in used:
+        releases = used["fitness"]
+        sigma = least_noise(budget, fixed, lambda sigma: Gaussian(noise_multiplier=sigma, releases=releases))
+        events["fitness"] = Gaussian(noise_multiplier=sigma, releases=releases)
+    return events
 
 
 def least_noise(budget: PrivacyBudget, fixed: Sequence[Event], event: Callable[[float], Event]) -> float:

@@ -9,106 +9,15 @@ from typing import Any, Self
 
 from fednas.errors import ConfigurationError, UnsupportedEventError
 from fednas.privacy.accounting import epsilon_pld
+from fednas.privacy.allowance import READS, STREAMS, Allowance, ReleaseSchedule
 from fednas.privacy.budget import PrivacyBudget
-from fednas.privacy.calibration import least_noise
-from fednas.privacy.numbers import canonical_json, count, decode_real, encode_real, real
-from fednas.privacy.events import MAX_AMOUNT, Event, Gaussian, NonPrivate, PoissonGaussian, decode, encode
+from fednas.privacy.calibration import calibrated
+from fednas.privacy.events import Event, decode, encode
+from fednas.privacy.numbers import canonical_json, decode_real, encode_real, real
 
-STREAMS = ("weights", "architecture", "fitness")
-_READS: Mapping[str, tuple[str, ...]] = {
-    "search": ("weights",),
-    "alphas": ("architecture",),
-    "fitness": ("fitness",),
-    "final": STREAMS,
-}
-_MAX_CLIP_NORM = 1e6
+__all__ = ["READS", "STREAMS", "Allowance", "PrivacyPlan", "ReleaseSchedule"]
+
 _VERSION = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReleaseSchedule:
-    """How often a site may release what, spare rounds included; zero where a study has no use for it.
-
-    Args:
-        sampling_probability: the chance of a record to be in a training step's sample, 0 < q <= 1.
-        search_steps: training steps on the `weights` stream.
-        final_steps: training steps on all streams.
-        architecture_steps: architecture gradients on the `architecture` stream.
-        fitness_releases: noised counts on the `fitness` stream.
-        clip_norm: L2 bound of a record's weight gradient, > 0.
-        architecture_clip_norm: L2 bound of a record's architecture gradient, > 0.
-
-    Raises:
-        ConfigurationError: a number is out of its bounds.
-    """
-
-    sampling_probability: float
-    search_steps: int
-    final_steps: int
-    architecture_steps: int = 0
-    fitness_releases: int = 0
-    clip_norm: float = 1.0
-    architecture_clip_norm: float = 1.0
-
-    def __post_init__(self) -> None:
-        q = real(self.sampling_probability)
-        if q is None or not 0.0 < q <= 1.0:
-            raise ConfigurationError(
-                f"expected 0 < sampling_probability <= 1, got {self.sampling_probability!r}"
-            )
-        object.__setattr__(self, "sampling_probability", q)
-        for name in ("search_steps", "final_steps", "architecture_steps", "fitness_releases"):
-            number = count(getattr(self, name))
-            if number is None or not 0 <= number <= MAX_AMOUNT:
-                raise ConfigurationError(f"expected 0 <= {name} <= {MAX_AMOUNT}, got {getattr(self, name)!r}")
-            object.__setattr__(self, name, number)
-        for name in ("clip_norm", "architecture_clip_norm"):
-            object.__setattr__(self, name, _clip_norm(name, getattr(self, name)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Allowance:
-    """All releases of one kind that a plan will ever pay for, and the streams that each of them reads.
-
-    Args:
-        name: "search", "alphas", "fitness" or "final".
-        streams: the streams of the name, each of which is charged.
-        event: the mechanism, with every release it may make (T_max).
-        clip_norm: L2 bound of what one record adds to a release, > 0; 1 for a count.
-
-    Raises:
-        ConfigurationError: the name is unknown, the streams are not its own, or the bound is not positive.
-    """
-
-    name: str
-    streams: tuple[str, ...]
-    event: Event
-    clip_norm: float
-
-    def __post_init__(self) -> None:
-        if self.name not in _READS:
-            raise ConfigurationError(f"unknown allowance {self.name!r}; expected one of {', '.join(_READS)}")
-        if self.streams != _READS[self.name]:
-            raise ConfigurationError(
-                f"{self.name} reads {', '.join(_READS[self.name])}, got {self.streams!r}"
-            )
-        encode(self.event)
-        object.__setattr__(self, "clip_norm", _clip_norm("clip_norm", self.clip_norm))
-
-    @property
-    def amount(self) -> int:
-        """The most releases that this allowance pays for."""
-        return self.event.amount
-
-    @property
-    def noise_multiplier(self) -> float:
-        """Standard deviation of the noise over the sensitivity; 0 without privacy."""
-        return self.event.noise_multiplier
-
-    @property
-    def sampling_probability(self) -> float:
-        """The chance of a record to be in a release's sample; 1 where every record takes part."""
-        return self.event.sampling_probability
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +44,8 @@ class PrivacyPlan:
     def __post_init__(self) -> None:
         object.__setattr__(self, "proportions", _proportions(self.proportions))
         names = [allowance.name for allowance in self.allowances]
-        if names != [name for name in _READS if name in names]:
-            raise ConfigurationError(f"expected each allowance once and in the order {', '.join(_READS)}")
+        if names != [name for name in READS if name in names]:
+            raise ConfigurationError(f"expected each allowance once and in the order {', '.join(READS)}")
 
     @classmethod
     def calibrate(
@@ -259,19 +168,11 @@ class PrivacyPlan:
 def _calibrate(
     budget: PrivacyBudget, proportions: tuple[tuple[str, float], ...], schedule: ReleaseSchedule
 ) -> PrivacyPlan:
-    amounts = {
-        "search": schedule.search_steps,
-        "alphas": schedule.architecture_steps,
-        "fitness": schedule.fitness_releases,
-        "final": schedule.final_steps,
-    }
     shares = dict(proportions)
     for name in ("search", "alphas", "fitness"):
-        if amounts[name] > 0 and shares[_READS[name][0]] == 0.0:
-            raise ConfigurationError(
-                f"{name} reads the {_READS[name][0]} stream, whose share of records is 0"
-            )
-    events = _events(budget, schedule, amounts)
+        if schedule.amount(name) > 0 and shares[READS[name][0]] == 0.0:
+            raise ConfigurationError(f"{name} reads the {READS[name][0]} stream, whose share of records is 0")
+    events = calibrated(budget, schedule)
     clips = {"alphas": schedule.architecture_clip_norm, "fitness": 1.0}
     return PrivacyPlan(
         budget=budget,
@@ -279,46 +180,14 @@ def _calibrate(
         allowances=tuple(
             Allowance(
                 name=name,
-                streams=_READS[name],
+                streams=READS[name],
                 event=events[name],
                 clip_norm=clips.get(name, schedule.clip_norm),
             )
-            for name in _READS
+            for name in READS
             if name in events
         ),
     )
-
-
-def _events(budget: PrivacyBudget, schedule: ReleaseSchedule, amounts: Mapping[str, int]) -> dict[str, Event]:
-    q = schedule.sampling_probability
-    used = {name: amount for name, amount in amounts.items() if amount > 0}
-    if not budget.is_private:
-        return {
-            name: NonPrivate(
-                reason="planned without privacy",
-                sampling_probability=1.0 if name == "fitness" else q,
-                releases=amount,
-            )
-            for name, amount in used.items()
-        }
-
-    def trained(sigma: float, steps: int) -> Event:
-        return PoissonGaussian(sampling_probability=q, noise_multiplier=sigma, steps=steps)
-
-    events: dict[str, Event] = {}
-    steps = amounts["search"] + amounts["final"]
-    if steps > 0:
-        sigma = least_noise(budget, (), lambda sigma: trained(sigma, steps))
-        events |= {name: trained(sigma, used[name]) for name in ("search", "final") if name in used}
-    fixed = (events["final"],) if "final" in events else ()
-    if "alphas" in used:
-        sigma = least_noise(budget, fixed, lambda sigma: trained(sigma, used["alphas"]))
-        events["alphas"] = trained(sigma, used["alphas"])
-    if "fitness" in used:
-        releases = used["fitness"]
-        sigma = least_noise(budget, fixed, lambda sigma: Gaussian(noise_multiplier=sigma, releases=releases))
-        events["fitness"] = Gaussian(noise_multiplier=sigma, releases=releases)
-    return events
 
 
 def _proportions(value: object) -> tuple[tuple[str, float], ...]:
@@ -339,13 +208,6 @@ def _proportions(value: object) -> tuple[tuple[str, float], ...]:
     if abs(sum(share for _, share in result) - 1.0) > 1e-9:
         raise ConfigurationError("the shares of the streams must add up to 1")
     return tuple(result)
-
-
-def _clip_norm(name: str, value: object) -> float:
-    number = real(value)
-    if number is None or not 0.0 < number <= _MAX_CLIP_NORM:
-        raise ConfigurationError(f"expected 0 < {name} <= {_MAX_CLIP_NORM:g}, got {value!r}")
-    return number
 
 
 def _table(value: object, what: str, *keys: str) -> Mapping[str, Any]:
