@@ -1,0 +1,271 @@
+"""Charge first, release after: the single gate for private data."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Self, cast, final
+
+from safetensors.numpy import load
+
+from fednas.errors import LedgerError, PrivacyError, ReplayMismatchError
+from fednas.privacy.budget import PrivacyBudget
+from fednas.privacy.entropy import Entropy, SecureEntropy, SeededEntropy
+from fednas.privacy.plan import PrivacyPlan
+from fednas.privacy.released import SEAL, Arrays, Operation, Permit, Released, check_name, serialise
+from fednas.privacy.spend import (
+    FORMAT,
+    BudgetExhaustedError,
+    Spend,
+    SpendStatement,
+    StreamSpend,
+    refusal_key,
+)
+from fednas.privacy.store import LedgerStore, stream_key
+
+__all__ = [
+    "Arrays",
+    "BudgetExhaustedError",
+    "Operation",
+    "Permit",
+    "PrivacyLedger",
+    "Released",
+    "SpendStatement",
+    "StreamSpend",
+]
+
+
+@final
+class PrivacyLedger:
+    """The only gate between one dataset's records and the world, kept in a file of its owner.
+
+    Guarantees:
+        - A charge is durable before its mechanism runs; no failure, crash or retry gives it back.
+        - Per stream, the PLD epsilon of all opened plans at T_max never exceeds the cap at which each was
+          opened, over all runs, processes and versions that use the file.
+        - A repeated operation returns the stored bytes: no new noise, no new charge.
+        - No entry holds anything that depends on a record.
+
+    Source: McSherry (2009), "Privacy integrated queries", for parallel composition over disjoint streams;
+    Zhu et al. (2022), arXiv 2106.08567, for composing privacy losses.
+    """
+
+    def __init__(
+        self, *, store: LedgerStore, spend: Spend, key: bytes, test_seed: int | None, seal: object = None
+    ) -> None:
+        if seal is not SEAL:
+            raise PrivacyError("open a ledger with PrivacyLedger.open")
+        self._store, self._spend, self._key, self._test_seed = store, spend, key, test_seed
+
+    @classmethod
+    def open(
+        cls, path: Path, *, dataset: str, cap: PrivacyBudget, test_seed: int | None = None
+    ) -> "PrivacyLedger":
+        """Create a dataset's ledger, or open the one it has.
+
+        Args:
+            path: of the file; the secret that assigns records to streams lies beside it as `<path>.key`.
+            dataset: public name of the dataset, the same for ever.
+            cap: what its owner allows per stream; another epsilon than before is recorded as an entry.
+            test_seed: makes all noise reproducible and so every epsilon infinite; None in production.
+
+        Returns:
+            An open ledger; use it as a context manager or close it.
+
+        Raises:
+            LedgerError: the file belongs to another dataset, key or noise source, its chain is broken, it is
+                missing beside its key, the delta is smaller than before, or the disk refuses.
+        """
+        check_name("dataset", dataset)
+        key_path = path.with_name(path.name + ".key")
+        if test_seed is None and key_path.exists() and not path.exists():  # the key is made after the file
+            raise LedgerError(
+                f"{key_path} has lost its ledger {path.name}: restore it, or its spend is forgotten"
+            )
+        store, spend = LedgerStore(path), Spend()
+        try:
+            with store.transaction():
+                for entry in store.news():
+                    spend.add(entry)
+                key = stream_key(key_path, test_seed, create=spend.cap is None)
+                noise = "secure" if test_seed is None else "seeded"
+                if spend.cap is None:
+                    body = {"cap": cap.encode(), "dataset": dataset, "format": FORMAT, "noise": noise}
+                    store.append("OPEN", body | {"key": hashlib.sha256(key).hexdigest()})
+                else:
+                    spend.check_identity(dataset=dataset, key=key, delta=cap.delta)
+                    if spend.cap != cap:
+                        store.append("CAP", {"cap": cap.encode()})
+            ledger = cls(store=store, spend=spend, key=key, test_seed=test_seed, seal=SEAL)
+            ledger._catch_up()
+        except BaseException:
+            store.close()
+            raise
+        return ledger
+
+    @property
+    def stream_key(self) -> bytes:
+        """32 secret bytes that assign this dataset's records to streams; they never leave the site."""
+        return self._key
+
+    @property
+    def head(self) -> str:
+        """Digest of the last entry: whoever keeps it can prove that later copies of the file contain it."""
+        self._catch_up()
+        return self._spend.head
+
+    def open_plan(self, run: str, plan: PrivacyPlan) -> None:
+        """Charge a run's plan at its T_max; repeating the same call changes nothing.
+
+        Args:
+            run: the run's identity.
+            plan: fixed for the whole run.
+
+        Raises:
+            ReplayMismatchError: the run has another plan already.
+            BudgetExhaustedError: with this plan a stream's PLD epsilon would exceed the cap.
+            LedgerError: the file is corrupt or the disk refuses.
+        """
+        check_name("run", run)
+        self._catch_up()
+        if run not in self._spend.plans:
+            self._spend.excess(plan)  # accountants are slow and cached: not while others wait for the lock
+        refusal: PrivacyError | None = None
+        with self._store.transaction():
+            self._catch_up()
+            known = self._spend.plans.get(run)
+            if known is None:
+                refusal = self._spend.excess(plan)
+            elif known.id != plan.id:
+                refusal = ReplayMismatchError(f"run {run!r} has another plan; a new plan needs a new run")
+            if refusal is not None:
+                self._record(refusal, run=run, subject=f"plan {plan.id} of {run}")
+            elif known is None:
+                document = json.loads(plan.to_json())
+                self._store.append("PLAN", {"id": plan.id, "plan": document, "run": run})
+        if refusal is not None:
+            raise refusal
+
+    def release(
+        self, operation: Operation, *, charges: Mapping[str, int], mechanism: Callable[[Permit], Arrays]
+    ) -> Released[Arrays]:
+        """Charge, then run a mechanism on private data, then keep its reply for ever.
+
+        Args:
+            operation: names the request; its run has an open plan.
+            charges: steps or releases for each of the plan's allowances, at least 1 each.
+            mechanism: the private computation; it sees data only through the permit it is given.
+
+        Returns:
+            The stored reply; when the operation was released before, those same bytes again.
+
+        Raises:
+            ReplayMismatchError: the operation was seen with another message.
+            BudgetExhaustedError: an allowance has no room for the charge, or the cap is below the claim now.
+            PrivacyError: the run has no plan, a charge is malformed, or the mechanism made no arrays.
+            LedgerError: the file is corrupt or the disk refuses; nothing is released.
+
+        Guarantees:
+            - When the mechanism starts, its charge is on the disk; whatever happens, the charge stays.
+            - Two processes never spend the same allowance.
+            - What is returned is what is stored.
+        """
+        refusal: PrivacyError | None = None
+        with self._store.transaction():
+            self._catch_up()
+            known = self._spend.operations.get(operation.id, (operation.kind, operation.digest))
+            done = operation.id in self._spend.releases
+            if known != (operation.kind, operation.digest):
+                refusal = ReplayMismatchError(
+                    f"operation {operation.id} was asked with another message; give a new request a nonce"
+                )
+            elif not done:
+                refusal = self._spend.shortage(operation.run, charges)
+            if refusal is not None:
+                self._record(
+                    refusal, run=operation.run, subject=f"operation {operation.id} {operation.digest}"
+                )
+            elif not done:
+                self._store.append("RESERVE", self._reservation(operation, charges))
+        if refusal is not None:
+            raise refusal
+        if not done:
+            reply = serialise(self._run(operation, charges, mechanism))
+            with self._store.transaction():
+                self._catch_up()
+                # Another process may have answered the same request meanwhile: its reply is the reply.
+                if operation.id not in self._spend.releases:
+                    self._store.keep(operation.id, reply)
+                    digest = hashlib.sha256(reply).hexdigest()
+                    self._store.append("RELEASE", {"operation": operation.id, "reply": digest})
+        return self._stored(operation.id)
+
+    def statement(self) -> SpendStatement:
+        """What this dataset has spent so far, over all runs.
+
+        Returns:
+            Epsilons per stream by privacy loss distributions, and how to check them.
+
+        Raises:
+            LedgerError: the file is corrupt or the disk refuses.
+        """
+        self._catch_up()
+        return self._spend.statement()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _catch_up(self) -> None:
+        for entry in self._store.news():
+            self._spend.add(entry)
+
+    def _record(self, refusal: PrivacyError, *, run: str, subject: str) -> None:
+        code = refusal.code if isinstance(refusal, BudgetExhaustedError) else "REPLAY_MISMATCH"
+        if refusal_key(code, subject) not in self._spend.refusals:
+            self._store.append("REFUSE", {"code": code, "run": run, "subject": subject})
+
+    def _reservation(self, operation: Operation, charges: Mapping[str, int]) -> dict[str, Any]:
+        return {
+            "charges": dict(charges),
+            "digest": operation.digest,
+            "kind": operation.kind,
+            "noise": "secure" if self._test_seed is None else "seeded",
+            "operation": operation.id,
+            "round": operation.round,
+            "run": operation.run,
+        }
+
+    def _run(
+        self, operation: Operation, charges: Mapping[str, int], mechanism: Callable[[Permit], Arrays]
+    ) -> Arrays:
+        entropy: Entropy = SecureEntropy()
+        if self._test_seed is not None:
+            entropy = SeededEntropy(self._test_seed, operation.id)
+        plan = self._spend.plans[operation.run]
+        permit = Permit(plan=plan, charges=charges, entropy=entropy, seal=SEAL)
+        try:
+            return mechanism(permit)
+        finally:
+            permit.end()
+
+    def _stored(self, operation_id: str) -> Released[Arrays]:
+        self._catch_up()
+        digest, head, entries = self._spend.releases[operation_id]
+        reply = self._store.reply(operation_id)
+        if reply is None or hashlib.sha256(reply).hexdigest() != digest:
+            raise LedgerError(
+                f"the stored reply of operation {operation_id} is not the released one: restore the file"
+            )
+        arrays = load(reply)
+        for array in arrays.values():
+            array.flags.writeable = False
+        value = cast(Arrays, MappingProxyType(arrays))
+        return Released(value=value, operation_id=operation_id, head=head, entries=entries, seal=SEAL)
