@@ -1,8 +1,9 @@
 """What a study and a site declare: validated values that may be printed anywhere."""
 
+import math
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -10,11 +11,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fednas.devices import DeviceProfile
 from fednas.errors import ConfigurationError
 from fednas.privacy.budget import PrivacyBudget
-from fednas.privacy.plan import PrivacyPlan, ReleaseSchedule
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def _check_epsilon(epsilon: float, non_private: bool) -> None:
+    if math.isinf(epsilon) != non_private:
+        raise ValueError(
+            f"an infinite epsilon and non_private = true need each other, got {epsilon=}, {non_private=}"
+        )
 
 
 class _Section(BaseModel):
@@ -45,10 +52,10 @@ class PrivacySection(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if (self.epsilon == float("inf")) != self.non_private:
-            raise ValueError("an infinite epsilon needs non_private = true, and the other way round")
-        if abs(self.weights + self.architecture + self.fitness - 1.0) > 1e-9:
-            raise ValueError("the stream proportions weights + architecture + fitness must add up to 1")
+        _check_epsilon(self.epsilon, self.non_private)
+        total = self.weights + self.architecture + self.fitness
+        if abs(total - 1.0) > 1e-9:
+            raise ValueError(f"the shares weights + architecture + fitness must add up to 1, got {total:.6g}")
         return self
 
 
@@ -109,3 +116,139 @@ class StudyConfig(_Section):
         if learns and self.privacy.architecture == 0.0:
             raise ValueError("the differentiable strategy needs a share of records: privacy.architecture > 0")
         return self
+
+
+class SiteConfig(_Section):
+    """One site, as its owner writes it down: `site.toml`.
+
+    Every field is a public fact: `declared_size` is what the owner states, never a count of the records, and
+    `epsilon` with `delta` is the cap of everything that may ever leave the dataset.
+    Relative paths are relative to the folder of the file; `load_site` returns them resolved.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")
+    dataset: str = Field(pattern=r"^[a-z0-9][a-z0-9_./-]{0,79}$")
+    data: Path
+    declared_size: Count
+    epsilon: Annotated[float, Field(gt=0.0)]
+    delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
+    non_private: bool = False
+    ledger: Path
+    test_seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    device: DeviceProfile
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_epsilon(self.epsilon, self.non_private)
+        self.cap.check_size(self.declared_size)
+        return self
+
+    @property
+    def cap(self) -> PrivacyBudget:
+        """The most that may ever leave this dataset."""
+        if self.non_private:
+            return PrivacyBudget.non_private(delta=self.delta)
+        return PrivacyBudget(epsilon=self.epsilon, delta=self.delta)
+
+
+_Config = TypeVar("_Config", StudyConfig, SiteConfig)
+
+
+def parse_study(text: str, *, source: str = "study") -> StudyConfig:
+    """Validate the text of a `study.toml`, from a file or from a message.
+
+    Args:
+        text: TOML, as `dump_study` writes it.
+        source: what an error calls it.
+
+    Raises:
+        ConfigurationError: in one line, the setting, its value and the bound.
+    """
+    return _parse(StudyConfig, text, source)
+
+
+def dump_study(config: StudyConfig) -> str:
+    """Return the TOML text from which `parse_study` makes an equal study; equal studies give equal texts."""
+    return tomli_w.dumps(config.model_dump(exclude_none=True))
+
+
+def load_study(path: Path) -> StudyConfig:
+    """Read and validate a `study.toml`.
+
+    Raises:
+        ConfigurationError: in one line, the setting, its value and the bound.
+    """
+    return parse_study(_read(path), source=path.name)
+
+
+def save_study(config: StudyConfig, path: Path) -> None:
+    """Write a study so that `load_study` returns an equal one."""
+    path.write_text(dump_study(config), encoding="utf-8")
+
+
+def load_site(path: Path) -> SiteConfig:
+    """Read and validate a `site.toml`; its paths come back resolved against the folder of the file.
+
+    Raises:
+        ConfigurationError: in one line, the setting, its value and the bound.
+    """
+    config = _parse(SiteConfig, _read(path), path.name)
+    folder = path.parent.resolve()
+    return config.model_copy(update={"data": folder / config.data, "ledger": folder / config.ledger})
+
+
+def save_site(config: SiteConfig, path: Path) -> None:
+    """Write a site; paths inside the folder of the file are written relative to it."""
+    folder = path.parent.resolve()
+    document = config.model_dump(exclude_none=True)
+    for name in ("data", "ledger"):
+        target = folder / document[name]
+        inside = target.is_relative_to(folder)
+        document[name] = (target.relative_to(folder) if inside else target).as_posix()
+    path.write_text(tomli_w.dumps(document), encoding="utf-8")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot read {path}: {error.strerror}; give the path of a TOML file"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path.name} is not UTF-8 text; TOML must be") from error
+
+
+def _parse(model: type[_Config], text: str, source: str) -> _Config:
+    try:
+        return model.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{source} is not valid TOML: {error}") from error
+    except ValidationError as error:
+        raise ConfigurationError(f"{source}: {_explain(error)}") from error
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{source}: {error}") from error
+
+
+def _explain(error: ValidationError) -> str:
+    """Say the first thing that is wrong in one line: the setting, its value, the bound."""
+    problems = error.errors(include_url=False)
+    problems.sort(
+        key=lambda problem: problem["type"] != "extra_forbidden"
+    )  # a misspelt name explains a missing one
+    first = problems[0]
+    setting = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        text = f"there is no setting {setting}; check its spelling and its section"
+    elif first["type"] == "missing":
+        text = f"{setting} is missing; add it"
+    else:
+        message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        scalar = isinstance(first["input"], str | int | float | bool)
+        value = (
+            f" = {str(first['input'])[:60]!r}" if isinstance(first["input"], str) else f" = {first['input']}"
+        )
+        text = f"{setting}{value if scalar else ''}: {message[:1].lower()}{message[1:]}"
+        text = text.removeprefix(": ")
+    others = len(problems) - 1
+    return " ".join(text.split()) + (f" (and {others} more)" if others else "")

