@@ -1,6 +1,6 @@
 """What a study may release and how often: the schedule it asks for, the allowances it is given."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -113,6 +113,36 @@ class Allowance:
     def sampling_probability(self) -> float:
         """The chance of a record to be in a release's sample; 1 where every record takes part."""
         return self.event.sampling_probability
+
+
+def stream_shares(
+    proportions: Mapping[str, float] | Iterable[tuple[str, float]],
+) -> tuple[tuple[str, float], ...]:
+    """Return the share of the records of each stream, in the order of `STREAMS`.
+
+    Args:
+        proportions: one share for each of `STREAMS`, adding up to 1.
+
+    Raises:
+        ConfigurationError: a stream is unknown or missing, a share is out of 0 to 1, or the sum is not 1.
+    """
+    try:
+        shares = dict(proportions)
+    except (TypeError, ValueError):
+        raise ConfigurationError("expected a share of the records for each stream") from None
+    if set(shares) != set(STREAMS):
+        raise ConfigurationError(f"expected a share of the records for each of {', '.join(STREAMS)}")
+    result = []
+    for stream in STREAMS:
+        share = real(shares[stream])
+        if share is None or not 0.0 <= share <= 1.0:
+            raise ConfigurationError(
+                f"expected 0 <= share <= 1 of the {stream} stream, got {shares[stream]!r}"
+            )
+        result.append((stream, share))
+    if abs(sum(share for _, share in result) - 1.0) > 1e-9:
+        raise ConfigurationError("the shares of the streams must add up to 1")
+    return tuple(result)
 
 
 def _clip_norm(name: str, value: object) -> float:

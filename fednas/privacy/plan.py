@@ -9,11 +9,11 @@ from typing import Any, Self
 
 from fednas.errors import ConfigurationError, UnsupportedEventError
 from fednas.privacy.accounting import epsilon_pld
-from fednas.privacy.allowance import READS, STREAMS, Allowance, ReleaseSchedule
+from fednas.privacy.allowance import READS, STREAMS, Allowance, ReleaseSchedule, stream_shares
 from fednas.privacy.budget import PrivacyBudget
 from fednas.privacy.calibration import calibrated
 from fednas.privacy.events import Event, decode, encode
-from fednas.privacy.numbers import canonical_json, decode_real, encode_real, real
+from fednas.privacy.numbers import canonical_json, decode_real, encode_real
 
 __all__ = ["READS", "STREAMS", "Allowance", "PrivacyPlan", "ReleaseSchedule"]
 
@@ -42,7 +42,7 @@ class PrivacyPlan:
     allowances: tuple[Allowance, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "proportions", _proportions(self.proportions))
+        object.__setattr__(self, "proportions", stream_shares(self.proportions))
         names = [allowance.name for allowance in self.allowances]
         if names != [name for name in READS if name in names]:
             raise ConfigurationError(f"expected each allowance once and in the order {', '.join(READS)}")
@@ -67,7 +67,7 @@ class PrivacyPlan:
         Raises:
             ConfigurationError: a stream that is read holds no records, or no noise is enough.
         """
-        return _calibrate(budget, _proportions(proportions), schedule)
+        return _calibrate(budget, stream_shares(proportions), schedule)
 
     def allowance(self, name: str) -> Allowance:
         """Return the allowance of a name.
@@ -188,26 +188,6 @@ def _calibrate(
             if name in events
         ),
     )
-
-
-def _proportions(value: object) -> tuple[tuple[str, float], ...]:
-    try:
-        shares = dict(value)  # type: ignore[call-overload]
-    except (TypeError, ValueError):
-        raise ConfigurationError("expected a share of the records for each stream") from None
-    if set(shares) != set(STREAMS):
-        raise ConfigurationError(f"expected a share of the records for each of {', '.join(STREAMS)}")
-    result = []
-    for stream in STREAMS:
-        share = real(shares[stream])
-        if share is None or not 0.0 <= share <= 1.0:
-            raise ConfigurationError(
-                f"expected 0 <= share <= 1 of the {stream} stream, got {shares[stream]!r}"
-            )
-        result.append((stream, share))
-    if abs(sum(share for _, share in result) - 1.0) > 1e-9:
-        raise ConfigurationError("the shares of the streams must add up to 1")
-    return tuple(result)
 
 
 def _table(value: object, what: str, *keys: str) -> Mapping[str, Any]:
