@@ -58,9 +58,7 @@ def assign(
     ends = np.round(np.cumsum([share for _, share in shares]) * 2.0**_BITS).astype(np.uint64)
     last = max(i for i, (_, share) in enumerate(shares) if share > 0.0)
     hashes = (hmac.digest(key, bytes(identifier), hashlib.sha256)[:8] for identifier in identifiers)
-    points = np.fromiter(
-        (int.from_bytes(digest, "big") >> (64 - _BITS) for digest in hashes), dtype=np.uint64
-    )
+    points = np.fromiter((int.from_bytes(d, "big") >> (64 - _BITS) for d in hashes), dtype=np.uint64)
     # A sum of shares just under 1 leaves no gap: the last stream with a share takes the rest.
     return np.minimum(np.searchsorted(ends, points, side="right"), last).astype(np.uint8)
 
@@ -138,7 +136,7 @@ class StreamedRecords:
     def derive(
         self, permit: ReadPermit, key: str, fn: Callable[[np.ndarray], np.ndarray], /
     ) -> "StreamedRecords":
-        """Return the same records with other features, computed once for each stream under a permit to read it.
+        """Return the same records with other features, computed once for each stream that is permitted.
 
         Args:
             permit: of the running release: only its streams are computed; the others stay unreadable.
@@ -173,18 +171,15 @@ class StreamedRecords:
         return derived
 
     def _mask(self, streams: Iterable[str]) -> np.ndarray:
-        return _table(streams)[self._streams]
+        mask: np.ndarray = _table(streams)[self._streams]
+        return mask
 
     def _check(self, permit: ReadPermit, streams: Iterable[str]) -> None:
         for stream in streams:
             if stream not in permit.streams:
-                raise StreamViolationError(
-                    f"the {stream} stream is not among those that this release is charged to"
-                )
+                raise StreamViolationError(f"this release is not charged to the {stream} stream")
             if stream not in self._present:
-                raise StreamViolationError(
-                    f"features of the {stream} stream were not derived under this permit"
-                )
+                raise StreamViolationError(f"the features of the {stream} stream were never derived")
 
     def _check_indices(self, permit: ReadPermit, indices: np.ndarray) -> None:
         if indices.ndim != 1 or indices.dtype != np.int64:
@@ -193,9 +188,7 @@ class StreamedRecords:
             raise StreamViolationError("a record index lies outside the dataset")
         readable = _table(permit.streams & self._present)
         if not np.all(readable[self._streams[indices]]):
-            raise StreamViolationError(
-                "a record index lies outside the streams that this release is charged to"
-            )
+            raise StreamViolationError("a record index lies outside the streams of this release")
 
 
 def _table(streams: Iterable[str]) -> np.ndarray:
@@ -213,7 +206,5 @@ def _per_record_shape(fn: Callable[[np.ndarray], np.ndarray], shape: tuple[int, 
     if together.ndim < 1 or len(together) != _CHUNK or together.shape != changed.shape:
         raise DatasetError("a function of records must return as many records as it was given")
     if not np.array_equal(together[0], changed[0], equal_nan=True):
-        raise DatasetError(
-            "a function of records mixes one record into another; use per-record operations only"
-        )
+        raise DatasetError("a function of records must not mix one record into another")
     return together.shape[1:]
