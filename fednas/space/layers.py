@@ -1,5 +1,6 @@
 """Networks and blocks that are legal for per-example gradients: no batch statistics, nothing in place."""
 
+from collections import OrderedDict
 from typing import cast, final
 
 import torch
@@ -149,3 +150,119 @@ def grid_window(side: int, grid: int) -> tuple[int, int]:
     assert 1 <= grid <= side, (grid, side)
     stride = side // grid
     return side - (grid - 1) * stride, stride
+
+
+@final
+class ConvUnit(nn.Module):
+    """A convolution that keeps the size (up to its stride), a normalisation and an activation.
+
+    Args:
+        dims: 1 for signals, 2 for images.
+        source: The number of incoming channels.
+        target: The number of outgoing channels.
+        kernel: The odd length of the kernel on each axis, in positions.
+        norm_kind: "group" or "none".
+        act: The activation; `nn.Identity()` for a linear unit.
+        stride: Positions between outputs; the outgoing side is the incoming one divided by it, rounded up.
+        dilation: Positions between the kernel's taps.
+        depthwise: True filters each channel by itself.
+    """
+
+    def __init__(
+        self,
+        dims: int,
+        source: int,
+        target: int,
+        kernel: int,
+        *,
+        norm_kind: str,
+        act: nn.Module,
+        stride: int = 1,
+        dilation: int = 1,
+        depthwise: bool = False,
+    ) -> None:
+        super().__init__()
+        assert kernel % 2 == 1, kernel
+        convolution = {1: nn.Conv1d, 2: nn.Conv2d}[dims]
+        self.conv = convolution(
+            source,
+            target,
+            kernel,
+            stride=stride,
+            padding=dilation * (kernel // 2),
+            dilation=dilation,
+            groups=source if depthwise else 1,
+        )
+        self.norm = norm(norm_kind, target)
+        self.activation = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, source, *sides) to (batch, target, *sides / stride)."""
+        return cast(Tensor, self.activation(self.norm(self.conv(x))))
+
+
+@final
+class Residual(nn.Module):
+    """The sum of a parameter-free shortcut and a branch, or the shortcut alone, then gates.
+
+    A scaled input always reaches the output through the shortcut, so a normalisation never hides a gate.
+
+    Args:
+        shortcut: Brings the input to the shape of the branch's output.
+        branch: The operator by its kind, which names its weights; empty for "skip".
+        gates: What `gate` made.
+    """
+
+    def __init__(self, shortcut: nn.Module, branch: dict[str, nn.Module], gates: nn.Module) -> None:
+        super().__init__()
+        self.shortcut = shortcut
+        self.branch = nn.ModuleDict(branch)
+        self.gate = gates
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, source, *sides) to (batch, target, *sides / stride)."""
+        y = self.shortcut(x)
+        for operator in self.branch.values():
+            y = y + operator(x)
+        return cast(Tensor, self.gate(y))
+
+
+@final
+class Head(nn.Module):
+    """Flatten, an optional hidden layer, and the logits; each named by what it reads.
+
+    Args:
+        key: Names the layout of the features; other layouts get other weights.
+        features: The number of incoming values of a record.
+        num_classes: The number of logits.
+        hidden: The hidden layer's width; 0 for none.
+        act: The hidden layer's activation.
+        gates: What `gate` made, for the hidden layer's output.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        features: int,
+        num_classes: int,
+        *,
+        hidden: int = 0,
+        act: nn.Module | None = None,
+        gates: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        layers: dict[str, nn.Module] = {"flatten": nn.Flatten()}
+        if hidden:
+            assert act is not None
+            assert gates is not None
+            layers[f"hidden_{key}"] = nn.Linear(features, hidden)
+            layers["activation"] = act
+            layers["gate"] = gates
+            layers["output"] = nn.Linear(hidden, num_classes)
+        else:
+            layers[f"output_{key}"] = nn.Linear(features, num_classes)
+        self.layers = nn.Sequential(OrderedDict(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, ...) to (batch, num_classes)."""
+        return cast(Tensor, self.layers(x))
