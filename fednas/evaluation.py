@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fednas.privacy.ledger import Permit
 from fednas.privacy.streams import StreamedRecords
-from fednas.space import Network
+from fednas.space.layers import Network
 from fednas.supernet.features import stem_features
 
 _CHUNK = 512

@@ -128,7 +128,7 @@ def encode(released: Released[Arrays]) -> RecordDict:
     if type(released) is not Released:
         raise PrivacyError("only a Released value may leave a site; get one from PrivacyLedger.release")
     manifest = _canonical({"operation": released.operation_id, "head": released.head})
-    return _pack(manifest, save(released.value))
+    return _pack(manifest, save(dict(released.value)))
 
 
 def encode_refusal(code: Refusal) -> RecordDict:

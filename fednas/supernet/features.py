@@ -6,9 +6,7 @@ from numpy.typing import NDArray
 
 from fednas.privacy.ledger import Permit
 from fednas.privacy.streams import StreamedRecords
-from fednas.space import Network
-
-_CHUNK = 256
+from fednas.space.layers import Network
 
 
 def stem_features(network: Network, records: StreamedRecords, permit: Permit) -> StreamedRecords:
@@ -22,9 +20,7 @@ def stem_features(network: Network, records: StreamedRecords, permit: Permit) ->
 
     def transform(x: NDArray[np.float32]) -> NDArray[np.float32]:
         with torch.no_grad():
-            parts = [
-                network.stem(torch.from_numpy(x[i : i + _CHUNK])).numpy() for i in range(0, len(x), _CHUNK)
-            ]
-        return np.concatenate(parts) if parts else np.empty((0,), dtype=np.float32)
+            features: NDArray[np.float32] = network.stem(torch.from_numpy(x)).numpy()
+        return features
 
     return records.derive(permit, network.stem_key, transform)

@@ -9,7 +9,7 @@ from torch.func import functional_call, grad, vmap
 from fednas.privacy.grid import noised_sum
 from fednas.privacy.ledger import Permit
 from fednas.privacy.streams import StreamedRecords
-from fednas.space import Network, gates
+from fednas.space.layers import Network, gates
 from fednas.supernet.features import stem_features
 
 

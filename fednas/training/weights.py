@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from fednas.privacy.grid import noised_sum
 from fednas.privacy.ledger import Permit
 from fednas.privacy.streams import StreamedRecords
-from fednas.space import Network
+from fednas.space.layers import Network
 from fednas.supernet import flatten
 from fednas.training.engine import opacus_engine
 from fednas.supernet.features import stem_features

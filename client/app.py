@@ -1,0 +1,77 @@
+"""The Flower ClientApp: Flower's types end here, and so does every word about a failure."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from client.site import Site, open_site
+from fednas.errors import (
+    BudgetExceededError,
+    ConfigurationError,
+    DatasetError,
+    ExchangeError,
+    FednasError,
+    InfeasibleDeviceError,
+    LedgerError,
+    PrivacyError,
+    ReplayMismatchError,
+)
+from fednas.wire import Refusal, decode_task, encode, encode_facts, encode_refusal
+
+app = ClientApp()
+
+_log = logging.getLogger("fednas.client")
+
+_CODES: tuple[tuple[type[FednasError], Refusal], ...] = (
+    (BudgetExceededError, Refusal.BUDGET_EXHAUSTED),
+    (ReplayMismatchError, Refusal.REPLAY_MISMATCH),
+    (LedgerError, Refusal.LEDGER_FAILURE),
+    (PrivacyError, Refusal.PRIVACY_REFUSAL),
+    (InfeasibleDeviceError, Refusal.DOES_NOT_FIT),
+    (ExchangeError, Refusal.MALFORMED),
+    (ConfigurationError, Refusal.MALFORMED),
+    (DatasetError, Refusal.SITE_FAILURE),
+)
+
+
+@app.query("hello")
+def hello(message: Message, context: Context) -> Message:
+    """Answer with the site's public facts."""
+    return _answer(message, context, lambda site: encode_facts(site.facts()))
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train one path on this site."""
+    return _answer(message, context, lambda site: encode(site.perform(decode_task(message.content))))
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Count correct predictions of candidates on this site."""
+    return _answer(message, context, lambda site: encode(site.perform(decode_task(message.content))))
+
+
+def _answer(message: Message, context: Context, act: Callable[[Site], RecordDict]) -> Message:
+    """Act on the site of this node; whatever goes wrong leaves as a constant code, and stays here in words."""
+    try:
+        content = act(open_site(_site_file(context)))
+    except Exception as error:  # noqa: BLE001  an exception's text or type may hold private values: it must not travel
+        code = next((c for kind, c in _CODES if isinstance(error, kind)), Refusal.SITE_FAILURE)
+        _log.error("refused with %s: %s", code.value, error, exc_info=code is Refusal.SITE_FAILURE)
+        content = encode_refusal(code)
+    return Message(content, reply_to=message)
+
+
+def _site_file(context: Context) -> Path:
+    """Where this node's site is described: by the node itself, or, in a simulation, by its partition."""
+    if "site" in context.node_config:
+        return Path(str(context.node_config["site"]))
+    folder = str(context.run_config.get("sites-dir", ""))
+    partition = context.node_config.get("partition-id")
+    if not folder or partition is None:
+        raise ConfigurationError('this node has no site: set --node-config \'site="/path/to/site.toml"\'')
+    return Path(folder) / f"site-{partition}" / "site.toml"

@@ -1,0 +1,197 @@
+"""A site: one dataset, one ledger, one device, and what they do when a server asks."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Self, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client import datasets
+from fednas.config import SiteConfig, StudyConfig, load_site, parse_study
+from fednas.errors import ConfigurationError, InfeasibleDeviceError
+from fednas.evaluation import noised_counts
+from fednas.privacy.ledger import Arrays, Permit, PrivacyLedger, Released
+from fednas.privacy.plan import PrivacyPlan
+from fednas.privacy.streams import StreamedRecords, assign
+from fednas.search.policy import Policy
+from fednas.space import Architecture, SearchSpace, create
+from fednas.space.cost import Cost, measure
+from fednas.space.layers import Network, gates
+from fednas.supernet import load
+from fednas.training import Optimisation, architecture_gradient, train_weights
+from fednas.wire import SiteFacts, Task
+
+
+@final
+class Site:
+    """Answers tasks; owns the only ledger of its dataset.
+
+    Args:
+        config: what the site's owner declares.
+        ledger: of the site's dataset.
+    """
+
+    def __init__(self, config: SiteConfig, ledger: PrivacyLedger) -> None:
+        self._config = config
+        self._ledger = ledger
+        self._records: StreamedRecords | None = None
+        self._proportions: tuple[tuple[str, float], ...] | None = None
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open the site that a `site.toml` describes.
+
+        Raises:
+            ConfigurationError, LedgerError: one line each, with what to do.
+        """
+        config = load_site(path)
+        ledger = PrivacyLedger.open(
+            config.ledger, dataset=config.dataset, cap=config.cap, test_seed=config.test_seed
+        )
+        return cls(config, ledger)
+
+    def facts(self) -> SiteFacts:
+        """The site's public facts, from its configuration alone."""
+        return SiteFacts(
+            site=self._config.name,
+            dataset=self._config.dataset,
+            declared_size=self._config.declared_size,
+            epsilon_cap=self._config.epsilon,
+            delta=self._config.delta,
+            device=self._config.device,
+        )
+
+    def perform(self, task: Task) -> Released[Arrays]:
+        """Do what a task asks, charged to the ledger before a record is touched.
+
+        Everything that can be wrong with a task is found before the charge.
+
+        Raises:
+            ConfigurationError, ExchangeError: a malformed task.
+            InfeasibleDeviceError: a path that does not fit this device.
+            PrivacyError: the ledger refuses.
+        """
+        study = _study(task.study)
+        plan = _plan(task.plan)
+        space = _space(study)
+        networks = [self._network(task, index, space, study) for index in range(len(task.architectures))]
+        if task.kind != "evaluate" and len(networks) != 1:
+            raise ConfigurationError("a training task names exactly one architecture")
+        charges, work = self._mechanism(task, networks, study, plan)
+        records = self._open_records(study, plan)
+        self._ledger.open_plan(task.run, plan)
+        return self._ledger.release(
+            task.operation(self._config.name), charges=charges, mechanism=lambda permit: work(records, permit)
+        )
+
+    def _network(self, task: Task, index: int, space: SearchSpace, study: StudyConfig) -> Network:
+        architecture = task.architectures[index]
+        if not space.contains(architecture):
+            raise ConfigurationError(f"architecture {architecture.id} is not in the space {space.name!r}")
+        network = space.build(architecture)
+        load(network, task.arrays[f"weights.{index}"])
+        reason = self._misfit(architecture, study)
+        if reason:
+            raise InfeasibleDeviceError(f"architecture {architecture.id} does not fit: {reason}")
+        return network
+
+    def _misfit(self, architecture: Architecture, study: StudyConfig) -> str:
+        cost = _cost(architecture, study)
+        return "" if self._config.device.fits(cost) else self._config.device.explain(cost)
+
+    def _mechanism(
+        self, task: Task, networks: list[Network], study: StudyConfig, plan: PrivacyPlan
+    ) -> tuple[dict[str, int], Callable[[StreamedRecords, Permit], Arrays]]:
+        """The charges of a task, and the work that they pay for."""
+        if task.kind == "evaluate":
+
+            def count(records: StreamedRecords, permit: Permit) -> Arrays:
+                return {"correct": noised_counts(networks, records, permit)}
+
+            return {"fitness": len(networks)}, count
+
+        allowance = "search" if task.kind == "train" else "final"
+        steps = study.training.steps_per_round
+        optimisation = Optimisation(
+            steps=steps,
+            learning_rate=study.training.learning_rate,
+            momentum=study.training.momentum,
+            micro_batch=study.training.micro_batch,
+            divisor_size=self._size(plan, allowance),
+        )
+        learns = task.kind == "train" and "alphas" in task.arrays
+        charges = {allowance: steps} | ({"alphas": 1} if learns else {})
+
+        def train(records: StreamedRecords, permit: Permit) -> Arrays:
+            arrays: Arrays = {}
+            if learns:
+                arrays["alphas"] = self._alphas(task, study, plan, records, permit)
+            arrays["update"] = train_weights(
+                networks[0], records, permit, allowance=allowance, optimisation=optimisation
+            )
+            return arrays
+
+        return charges, train
+
+    def _alphas(
+        self, task: Task, study: StudyConfig, plan: PrivacyPlan, records: StreamedRecords, permit: Permit
+    ) -> NDArray[np.float64]:
+        space = _space(study)
+        architecture = task.architectures[0]
+        network = space.build(architecture, gated=True)
+        load(network, task.arrays["weights.0"])
+        policy = Policy(space)
+        policy.set_flat(task.arrays["alphas"])
+        shaped = gates(network)
+        slopes = {name: row for name, row in policy.jacobian(architecture).items() if name in shaped}
+        released = architecture_gradient(
+            network,
+            records,
+            permit,
+            jacobian=slopes,
+            divisor_size=self._size(plan, "alphas"),
+            micro_batch=study.training.micro_batch,
+        )
+        return policy.spread(slopes, released)
+
+    def _size(self, plan: PrivacyPlan, allowance: str) -> float:
+        """The declared size of the streams an allowance reads: public, never counted."""
+        shares = dict(plan.proportions)
+        return self._config.declared_size * sum(shares[s] for s in plan.allowance(allowance).streams)
+
+    def _open_records(self, study: StudyConfig, plan: PrivacyPlan) -> StreamedRecords:
+        if self._records is None or self._proportions != plan.proportions:
+            data = datasets.load(self._config, study.data)
+            streams = assign(self._ledger.stream_key, data.identifiers, plan.proportions)
+            self._records = StreamedRecords(data.x, data.y, streams)
+            self._proportions = plan.proportions
+        return self._records
+
+
+@lru_cache(maxsize=64)
+def open_site(path: Path) -> Site:
+    """The site of a `site.toml`, opened once a process: its data and features stay in memory between messages."""
+    return Site.open(path)
+
+
+@lru_cache(maxsize=8)
+def _study(text: str) -> StudyConfig:
+    return parse_study(text)
+
+
+@lru_cache(maxsize=8)
+def _plan(text: str) -> PrivacyPlan:
+    return PrivacyPlan.from_json(text)
+
+
+@lru_cache(maxsize=8)
+def _space(study: StudyConfig) -> SearchSpace:
+    return create(study.search.space, study.data.input_shape, study.data.num_classes)
+
+
+@lru_cache(maxsize=4096)
+def _cost(architecture: Architecture, study: StudyConfig) -> Cost:
+    space = _space(study)
+    return measure(space.build(architecture), space.input_shape, micro_batch=study.training.micro_batch)

@@ -1,0 +1,126 @@
+"""Who takes part, which tiers there are, and who trains which architecture: public facts and public randomness only."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import final
+
+import numpy as np
+
+from fednas.config import StudyConfig
+from fednas.devices import DeviceProfile
+from fednas.errors import ConfigurationError, InfeasibleDeviceError
+from fednas.search import Policy, sandwich_paths
+from fednas.space import Architecture, SearchSpace
+from fednas.space.cost import Cost, measure
+from fednas.wire import SiteFacts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """A site of the study and the Flower node it answers from in this run."""
+
+    node: int
+    facts: SiteFacts
+
+
+@final
+class Costs:
+    """What an architecture needs of a device, measured once each.
+
+    Args:
+        space: the space of the study.
+        micro_batch: records whose gradients a site holds in memory at once.
+    """
+
+    def __init__(self, space: SearchSpace, *, micro_batch: int) -> None:
+        self._measure = lru_cache(maxsize=None)(
+            lambda architecture: measure(space.build(architecture), space.input_shape, micro_batch=micro_batch)
+        )
+
+    def __call__(self, architecture: Architecture) -> Cost:
+        """The cost of an architecture of the space."""
+        return self._measure(architecture)
+
+    def fits(self, devices: Sequence[DeviceProfile]) -> Callable[[Architecture], bool]:
+        """Whether an architecture fits every one of these devices."""
+        return lambda architecture: self.violation(devices)(architecture) <= 0.0
+
+    def violation(self, devices: Sequence[DeviceProfile]) -> Callable[[Architecture], float]:
+        """The largest relative excess over any limit of these devices; at most 0 when an architecture fits them all."""
+        return lambda architecture: max(device.violation(self(architecture)) for device in devices)
+
+
+@final
+class Cohort:
+    """The members of a study in the order of their names, and their device tiers.
+
+    Args:
+        members: one a site.
+        space: the space of the study.
+        study: the configuration.
+
+    Raises:
+        ConfigurationError: a site's delta, cap or name contradicts the study.
+        InfeasibleDeviceError: no architecture of the space fits a device.
+    """
+
+    def __init__(self, members: Sequence[Member], space: SearchSpace, study: StudyConfig) -> None:
+        self.members = tuple(sorted(members, key=lambda member: member.facts.site))
+        self.costs = Costs(space, micro_batch=study.training.micro_batch)
+        self._space = space
+        self._check(study)
+        tiers: dict[str, list[DeviceProfile]] = {}
+        for member in self.members:
+            tiers.setdefault(member.facts.device.tier, []).append(member.facts.device)
+        cheapest = {tier: min(d.memory_bytes for d in devices) for tier, devices in tiers.items()}
+        self.tiers: Mapping[str, tuple[DeviceProfile, ...]] = {
+            tier: tuple(tiers[tier]) for tier in sorted(tiers, key=lambda tier: (cheapest[tier], tier))
+        }
+
+    def _check(self, study: StudyConfig) -> None:
+        names = [member.facts.site for member in self.members]
+        if len(set(names)) != len(names):
+            raise ConfigurationError("two sites have the same name; give each its own in its site.toml")
+        if len(names) < study.federation.min_sites:
+            raise ConfigurationError(
+                f"{len(names)} sites answered, the study needs at least {study.federation.min_sites}"
+            )
+        for member in self.members:
+            facts = member.facts
+            if not study.privacy.non_private and study.privacy.delta > 1.0 / facts.declared_size:
+                raise ConfigurationError(
+                    f"delta {study.privacy.delta} is above 1 / {facts.declared_size}, the declared size of "
+                    f"{facts.site}; lower privacy.delta"
+                )
+            smallest = self.costs(self._space.smallest())
+            if not facts.device.fits(smallest):
+                raise InfeasibleDeviceError(
+                    f"no architecture of the space {self._space.name!r} fits the device of {facts.site}: the smallest "
+                    f"{facts.device.explain(smallest)}"
+                )
+
+    def fits(self, member: Member) -> Callable[[Architecture], bool]:
+        """Whether an architecture fits this member's device."""
+        return self.costs.fits([member.facts.device])
+
+    def search_paths(self, round_number: int, generator: np.random.Generator) -> list[Architecture]:
+        """One path a member: the sandwich of smallest, largest and fairly drawn ones, rotating over the rounds."""
+        return sandwich_paths(
+            self._space,
+            fits=[self.fits(member) for member in self.members],
+            round=round_number,
+            generator=generator,
+        )
+
+    def policy_paths(self, policy: Policy, generator: np.random.Generator) -> list[Architecture]:
+        """One path a member, drawn from the architecture parameters."""
+        return [policy.sample(generator, self.fits(member)) for member in self.members]
+
+    def rotate(self, architectures: Sequence[Architecture], round_number: int) -> list[Architecture]:
+        """One of the given architectures a member, rotating among those that fit it; the smallest path where none does."""
+        chosen = []
+        for index, member in enumerate(self.members):
+            fitting = [a for a in dict.fromkeys(architectures) if self.fits(member)(a)]
+            chosen.append(fitting[(index + round_number) % len(fitting)] if fitting else self._space.smallest())
+        return chosen

@@ -1,0 +1,350 @@
+"""The round loop: send paths, merge what was released, search on it, and remember every whole round."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, final
+
+import numpy as np
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from fednas.aggregation import (
+    Estimate,
+    NoisyCount,
+    average_gradients,
+    combine_counts,
+    update_weight,
+)
+from fednas.config import dump_study
+from fednas.errors import BudgetExceededError, ExchangeError
+from fednas.privacy.plan import PrivacyPlan
+from fednas.search import Policy, SearchStrategy, Trial, best, create, shortlist
+from fednas.space import Architecture, SearchSpace
+from fednas.supernet import Contribution, Supernet
+from fednas.wire import Answer, Refusal, Task, TaskKind, decode, encode_task
+from server.checkpoint import RunDirectory
+from server.cohort import Cohort, Member
+from server.exchange import exchange
+from server.schedule import Step, agenda, candidates_per_tier
+
+_log = logging.getLogger("fednas.coordinator")
+
+_MESSAGE = {"train": "train", "final": "train", "evaluate": "evaluate"}
+
+
+@final
+class Coordinator:
+    """Runs one study over a grid, from its last checkpoint or from the start.
+
+    Every decision reads released values, public facts and public randomness; the latter is derived from the study's seed
+    and the round, so a resumed run continues exactly.
+
+    Args:
+        grid: any Flower grid.
+        cohort: the sites that take part.
+        plan: the privacy plan of the study.
+        directory: where rounds and checkpoints go.
+        space: the space of the study.
+    """
+
+    def __init__(
+        self, grid: Grid, *, cohort: Cohort, plan: PrivacyPlan, directory: RunDirectory, space: SearchSpace
+    ) -> None:
+        self._grid = grid
+        self._cohort = cohort
+        self._plan = plan
+        self._directory = directory
+        self._study = directory.study
+        self._space = space
+        self._supernet = Supernet.initialise(space, seed=self._study.seed)
+        self._policy = Policy(space) if self._study.search.strategy == "differentiable" else None
+        self._strategies: Mapping[str, SearchStrategy] = {
+            tier: create(
+                self._study.search.strategy,
+                space=space,
+                violation=cohort.costs.violation(devices),
+                policy=self._policy,
+            )
+            for tier, devices in cohort.tiers.items()
+        }
+        self._chosen: dict[str, Architecture] = {}
+        self._fitness: dict[str, Estimate] = {}
+        self._retired: dict[str, str] = {}
+        self._completed = 0
+
+    @property
+    def supernet(self) -> Supernet:
+        """The shared weights after the last whole round."""
+        return self._supernet
+
+    @property
+    def chosen(self) -> Mapping[str, Architecture]:
+        """The architecture of each tier, by released fitness."""
+        return self._chosen
+
+    @property
+    def fitness(self) -> Mapping[str, Estimate]:
+        """The released fitness of each tier's trained network."""
+        return self._fitness
+
+    def resume(self) -> int:
+        """Continue from the last checkpoint, if there is one; returns the number of whole rounds behind it."""
+        latest = self._directory.latest(self._space)
+        if latest is not None:
+            self._completed, self._supernet, state = latest
+            self._restore(state)
+        return self._completed
+
+    def run(self) -> None:
+        """Do every round that is not behind a checkpoint.
+
+        Raises:
+            ExchangeError: fewer sites than the quorum answered.
+            BudgetExceededError: every site refuses for lack of budget.
+        """
+        steps = agenda(self._study)
+        for step in steps[self._completed :]:
+            _log.info(
+                "round %d of %d: %s", step.round, len(steps), step.kind, extra={"step": step, "of": len(steps)}
+            )
+            record = self._do(step)
+            self._completed = step.round
+            self._directory.write(f"rounds/{step.round:05d}.json", record)
+            self._directory.save(step.round, self._supernet, self._state())
+        _log.info("study complete", extra={"step": None, "of": len(steps)})
+
+    def _do(self, step: Step) -> dict[str, Any]:
+        record: dict[str, Any] = {"round": step.round, "kind": step.kind}
+        if step.kind in ("search", "final"):
+            return record | self._train(step)
+        if step.kind == "generation":
+            return record | self._generation(step)
+        return record | self._report(step)
+
+    # Training rounds
+
+    def _train(self, step: Step) -> dict[str, Any]:
+        members = self._active()
+        paths = dict(zip(self._cohort.members, self._paths(step), strict=True))
+        kind: TaskKind = "final" if step.kind == "final" else "train"
+        tasks = {
+            member: self._task(step, kind, [paths[member]], alphas=step.kind == "search") for member in members
+        }
+        answers, sites = self._ask(tasks)
+        contributions, weights, gradients = [], [], []
+        for member, answer in answers.items():
+            weight = update_weight(
+                declared_size=member.facts.declared_size,
+                noise_multiplier=self._plan.allowance("search").noise_multiplier,
+            )
+            update = answer.arrays["update"]
+            contributions.append(Contribution(architecture=paths[member], update=update, weight=weight))
+            if self._policy is not None and "alphas" in answer.arrays:
+                weights.append(weight)
+                gradients.append(answer.arrays["alphas"])
+        self._supernet = self._supernet.merge(contributions)
+        if self._policy is not None and gradients:
+            self._policy.learn(
+                average_gradients(gradients, weights), self._study.training.architecture_learning_rate
+            )
+        for member in tasks:
+            sites[member.facts.site]["architecture"] = paths[member].id
+        return {"sites": sites}
+
+    def _paths(self, step: Step) -> list[Architecture]:
+        """Public randomness, before anything is asked: one path a member."""
+        generator = self._generator(step, 0)
+        if step.kind == "final" or (self._chosen and self._policy is None and step.round % 2):
+            return self._cohort.rotate(list(self._chosen.values()), step.round)
+        if self._policy is not None and self._chosen:
+            return self._cohort.policy_paths(self._policy, generator)
+        return self._cohort.search_paths(step.round, generator)
+
+    # Evaluation rounds
+
+    def _generation(self, step: Step) -> dict[str, Any]:
+        share = candidates_per_tier(self._study, len(self._cohort.tiers))
+        candidates: dict[Architecture, None] = {}
+        for index, (tier, strategy) in enumerate(self._strategies.items()):
+            generator = self._generator(step, 1 + index)
+            incumbent = [self._chosen[tier]] if tier in self._chosen else []
+            pool = [a for a in strategy.ask(self._study.search.pool, generator) if a not in incumbent]
+            ranked = shortlist(
+                pool,
+                self._supernet.extract,
+                self._cohort.costs,
+                share - len(incumbent),
+                input_shape=self._space.input_shape,
+                generator=generator,
+            )
+            candidates.update(dict.fromkeys([*incumbent, *ranked]))
+        trials, sites = self._evaluate(step, list(candidates))
+        for strategy in self._strategies.values():
+            strategy.tell(trials)
+        for tier, devices in self._cohort.tiers.items():
+            self._chosen[tier] = best(trials, self._cohort.costs.fits(devices)).architecture
+        return {"sites": sites, "trials": [_describe(t) for t in trials], "chosen": self._chosen_ids()}
+
+    def _report(self, step: Step) -> dict[str, Any]:
+        trials, sites = self._evaluate(step, list(dict.fromkeys(self._chosen.values())))
+        found = {t.architecture: Estimate(fitness=t.fitness, std=t.fitness_std) for t in trials}
+        self._fitness = {tier: found[architecture] for tier, architecture in self._chosen.items()}
+        return {"sites": sites, "trials": [_describe(t) for t in trials], "chosen": self._chosen_ids()}
+
+    def _evaluate(self, step: Step, candidates: Sequence[Architecture]) -> tuple[list[Trial], dict[str, Any]]:
+        """Released correct-counts of the candidates, each from every site whose device it fits."""
+        share = {
+            member: [a for a in candidates if self._cohort.fits(member)(a)] for member in self._active()
+        }
+        tasks = {
+            member: self._task(step, "evaluate", fitting) for member, fitting in share.items() if fitting
+        }
+        answers, sites = self._ask(tasks)
+        noise = self._plan.allowance("fitness").noise_multiplier
+        proportion = dict(self._plan.proportions)["fitness"]
+        counts: dict[Architecture, list[NoisyCount]] = {a: [] for a in candidates}
+        for member, answer in answers.items():
+            size = member.facts.declared_size * proportion
+            for architecture, correct in zip(share[member], answer.arrays["correct"], strict=True):
+                counts[architecture].append(NoisyCount(correct=float(correct), size=size, noise_std=noise))
+        missing = [a.id for a, found in counts.items() if not found]
+        if missing:
+            raise ExchangeError(f"no site answered for architecture {missing[0]}; resume when its sites are back")
+        trials = []
+        for architecture, found in counts.items():
+            estimate = combine_counts(found)
+            trials.append(
+                Trial(
+                    architecture=architecture,
+                    fitness=estimate.fitness,
+                    fitness_std=estimate.std,
+                    cost=self._cohort.costs(architecture),
+                )
+            )
+        return trials, sites
+
+    # The exchange
+
+    def _task(
+        self, step: Step, kind: TaskKind, architectures: Sequence[Architecture], *, alphas: bool = False
+    ) -> Task:
+        arrays: dict[str, Any] = {f"weights.{i}": self._supernet.gather(a) for i, a in enumerate(architectures)}
+        if alphas and self._policy is not None:
+            arrays["alphas"] = self._policy.flat()
+        return Task(
+            kind=kind,
+            run=self._directory.run,
+            round=step.round,
+            plan=self._plan.to_json(),
+            study=dump_study(self._study),
+            architectures=tuple(architectures),
+            arrays=arrays,
+        )
+
+    def _active(self) -> list[Member]:
+        return [member for member in self._cohort.members if member.facts.site not in self._retired]
+
+    def _ask(self, tasks: Mapping[Member, Task]) -> tuple[dict[Member, Answer], dict[str, Any]]:
+        """Send the tasks; the valid answers in the order of the members, and what became of each site."""
+        members = {member.node: member for member in tasks}
+        answers: dict[Member, Answer] = {}
+        sites: dict[str, Any] = {}
+
+        def receive(node: int, reply: Message) -> None:
+            member = members[node]
+            answer = decode(reply.content)
+            if isinstance(answer, Refusal):
+                sites[member.facts.site] = {"outcome": answer.value}
+                if answer is Refusal.BUDGET_EXHAUSTED:
+                    self._retired[member.facts.site] = answer.value
+                return
+            _validate(answer, tasks[member])
+            answers[member] = answer
+            sites[member.facts.site] = {"outcome": "ok", "head": answer.head}
+
+        outcome = exchange(
+            self._grid,
+            [_message(encode_task(task), member, _MESSAGE[task.kind]) for member, task in tasks.items()],
+            on_reply=receive,
+            deadline_s=self._study.federation.deadline_s,
+        )
+        for node, code in outcome.failed.items():
+            sites[members[node].facts.site] = {"outcome": code}
+        for node in (*outcome.late, *outcome.rejected, *outcome.skipped):
+            sites[members[node].facts.site] = {"outcome": "LATE"}
+        if not self._active():
+            raise BudgetExceededError(
+                "every site refused: BUDGET_EXHAUSTED; their ledgers hold earlier runs on the same data, and only their "
+                "owners can raise the cap"
+            )
+        if len(answers) < self._study.federation.quorum * len(tasks):
+            codes = ", ".join(sorted({entry["outcome"] for entry in sites.values() if entry["outcome"] != "ok"}))
+            raise ExchangeError(
+                f"{len(answers)} of {len(tasks)} sites answered ({codes}), fewer than the quorum of "
+                f"{self._study.federation.quorum:.0%}; mend them and resume"
+            )
+        return answers, dict(sorted(sites.items()))
+
+    def _generator(self, step: Step, purpose: int) -> np.random.Generator:
+        return np.random.default_rng([self._study.seed, step.round, purpose])
+
+    # What a checkpoint remembers
+
+    def _chosen_ids(self) -> dict[str, str]:
+        return {tier: architecture.id for tier, architecture in self._chosen.items()}
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "plan": self._plan.id,
+            "strategies": {tier: strategy.state() for tier, strategy in self._strategies.items()},
+            "policy": None if self._policy is None else self._policy.state(),
+            "chosen": {tier: architecture.to_json() for tier, architecture in self._chosen.items()},
+            "fitness": {tier: asdict(estimate) for tier, estimate in self._fitness.items()},
+            "retired": self._retired,
+        }
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        for tier, strategy in self._strategies.items():
+            strategy.restore(state["strategies"][tier])
+        if self._policy is not None:
+            self._policy.restore(state["policy"])
+        self._chosen = {tier: Architecture.from_json(text) for tier, text in state["chosen"].items()}
+        self._fitness = {tier: Estimate(**value) for tier, value in state["fitness"].items()}
+        self._retired = dict(state["retired"])
+
+
+def _message(content: RecordDict, member: Member, kind: str) -> Message:
+    return Message(content, member.node, kind)
+
+
+def _describe(trial: Trial) -> dict[str, Any]:
+    return {
+        "architecture": trial.architecture.to_json(),
+        "id": trial.architecture.id,
+        "fitness": trial.fitness,
+        "std": trial.fitness_std,
+    }
+
+
+def _validate(answer: Answer, task: Task) -> None:
+    """Refuse an answer that is not what the task asked for.
+
+    Raises:
+        ExchangeError: unexpected names, dtypes, shapes, or values that are not finite.
+    """
+    if task.kind == "evaluate":
+        expected = {"correct": (np.dtype(np.int64), (len(task.architectures),))}
+    else:
+        expected = {"update": (np.dtype(np.float32), task.arrays["weights.0"].shape)}
+        if "alphas" in task.arrays:
+            expected["alphas"] = (np.dtype(np.float64), task.arrays["alphas"].shape)
+    if set(answer.arrays) != set(expected):
+        raise ExchangeError("a reply holds other arrays than the task asked for")
+    for name, (dtype, shape) in expected.items():
+        array = answer.arrays[name]
+        if array.dtype != dtype or array.shape != shape:
+            raise ExchangeError("a reply has an array of another type or shape than the task asked for")
+        finite = np.isfinite(array) | (np.isnan(array) if name == "alphas" else False)
+        if not finite.all():
+            raise ExchangeError("a reply has values that are not finite")

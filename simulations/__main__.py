@@ -1,0 +1,164 @@
+"""`python -m simulations`: list the scenarios, run one, or compare it with its baselines."""
+
+import json
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from fednas.config import StudyConfig
+from fednas.errors import ConfigurationError, FednasError
+from simulations.scenarios import SCENARIOS
+
+cli = typer.Typer(
+    help="Private, federated architecture search on real data, simulated on one machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Epsilon = Annotated[float | None, typer.Option(help="Privacy budget of every site. Default: the scenario's.")]
+Rounds = Annotated[int | None, typer.Option(min=2, help="Training rounds in all. Default: the scenario's.")]
+Seed = Annotated[int, typer.Option(min=0, help="Public seed: paths, initial weights, search.")]
+Strategy = Annotated[str | None, typer.Option(help="random, evolution, tpe or differentiable.")]
+
+
+@cli.command("list")
+def list_scenarios(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """List the scenarios: what they hold, where their data come from, who their sites are."""
+    scenarios = [make() for make in SCENARIOS.values()]
+    if as_json:
+        print(json.dumps([{"name": s.name, "description": s.description} for s in scenarios], indent=1))  # noqa: T201
+        return
+    table = Table("scenario", "space", "epsilon", "what it is")
+    for scenario in scenarios:
+        study = scenario.study
+        table.add_row(
+            scenario.name, study.search.space, f"{study.privacy.epsilon:g}", scenario.description, end_section=True
+        )
+    Console().print(table)
+
+
+@cli.command("run")
+def run_scenario(
+    name: Annotated[str, typer.Argument(help="A scenario; see `list`.")],
+    epsilon: Epsilon = None,
+    delta: Annotated[float | None, typer.Option(help="Default: 1e-5.")] = None,
+    rounds: Rounds = None,
+    seed: Seed = 0,
+    strategy: Strategy = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory. Default: runs/NAME-TIME.")] = None,
+    state: Annotated[Path | None, typer.Option(help="Keep the sites' ledgers here, across runs.")] = None,
+    cap: Annotated[float | None, typer.Option(help="Epsilon cap of every site. Default: the epsilon.")] = None,
+    runtime: Annotated[str, typer.Option(help="loopback, workers (processes) or ray.")] = "loopback",
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    non_private: Annotated[
+        bool, typer.Option("--non-private", help="No noise, epsilon = infinity: a baseline.")
+    ] = False,
+    test_noise: Annotated[
+        bool, typer.Option("--test-noise", help="Seeded noise: reproducible and NOT private.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result for programs.")] = False,
+) -> None:
+    """Run a scenario: search under differential privacy, then a network for every device tier."""
+    from simulations import console, runner
+
+    if runtime not in ("loopback", "workers", "ray"):
+        raise ConfigurationError(f"unknown runtime {runtime!r}; choose loopback, workers or ray")
+    if name not in SCENARIOS:
+        raise ConfigurationError(f"unknown scenario {name!r}; choose one of {', '.join(SCENARIOS)}")
+    options = runner.Options(
+        runtime=runtime,  # type: ignore[arg-type]
+        workers=workers,
+        state=state,
+        cap=cap,
+        test_noise=test_noise,
+    )
+    if resume and out is None:
+        raise ConfigurationError("--resume needs --out, the run directory to continue")
+    path = out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    with console.progress(name, shown=not as_json):
+        if resume:
+            outcome = runner.resume(path, options)
+        else:
+            scenario = SCENARIOS[name]()
+            study = adjust(
+                scenario.study,
+                epsilon=epsilon,
+                delta=delta,
+                rounds=rounds,
+                seed=seed,
+                strategy=strategy,
+                non_private=non_private,
+            )
+            outcome = runner.start(scenario, study, path, options)
+    if as_json:
+        print(json.dumps(outcome | {"path": str(path)}, indent=1, sort_keys=True))  # noqa: T201
+    else:
+        console.show(path, outcome)
+
+
+def adjust(
+    study: StudyConfig,
+    *,
+    epsilon: float | None = None,
+    delta: float | None = None,
+    rounds: int | None = None,
+    seed: int = 0,
+    strategy: str | None = None,
+    non_private: bool = False,
+) -> StudyConfig:
+    """The scenario's study with the command line's wishes; rounds keep their proportion of search to final.
+
+    Raises:
+        ConfigurationError: naming the value and its bound.
+    """
+    values = study.model_dump(exclude_unset=False)
+    values["seed"] = seed
+    if epsilon is not None:
+        values["privacy"]["epsilon"] = epsilon
+    if non_private:
+        values["privacy"] |= {"epsilon": float("inf"), "non_private": True}
+    if delta is not None:
+        values["privacy"]["delta"] = delta
+    if strategy is not None:
+        values["search"]["strategy"] = strategy
+        if strategy == "differentiable" and values["privacy"]["architecture"] == 0.0:
+            values["privacy"]["architecture"] = ARCHITECTURE_SHARE
+            values["privacy"]["weights"] -= ARCHITECTURE_SHARE
+    if rounds is not None:
+        schedule = values["schedule"]
+        share = schedule["search_rounds"] / (schedule["search_rounds"] + schedule["final_rounds"])
+        search = min(max(1, round(rounds * share)), rounds - 1)
+        schedule |= {"search_rounds": search, "final_rounds": rounds - search}
+    try:
+        return StudyConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "study"
+        raise ConfigurationError(f"{where} = {first['input']!r}: {first['msg']}"[:300]) from error
+
+
+ARCHITECTURE_SHARE = 0.05
+"""Share of a site's records for architecture gradients, taken from the weights when a strategy first needs them."""
+
+
+def main() -> Any:
+    """Run the command line; a user's mistake is one line and exit code 2."""
+    try:
+        return cli(standalone_mode=True)
+    except FednasError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""What a person sees of a simulation: a progress bar while it works, tables at its end."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from simulations.runner import site_statements
+
+console = Console(stderr=True)
+
+
+class _Follow(logging.Handler):
+    """Moves a bar along with the coordinator's records."""
+
+    def __init__(self, bar: Progress) -> None:
+        super().__init__(logging.INFO)
+        self._bar = bar
+        self._task = bar.add_task("meeting the sites", total=None)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not hasattr(record, "of"):
+            return
+        step = record.__dict__["step"]
+        total = record.__dict__["of"]
+        done = total if step is None else step.round - 1
+        text = "done" if step is None else f"round {step.round}: {step.kind}"
+        self._bar.update(self._task, total=total, completed=done, description=text)
+
+
+@contextmanager
+def progress(name: str, *, shown: bool) -> Iterator[None]:
+    """A progress bar over the rounds of the study that runs inside the block."""
+    if not shown:
+        yield
+        return
+    columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    logger = logging.getLogger("fednas.coordinator")
+    level = logger.level
+    with Progress(TextColumn(f"[bold]{name}"), *columns, console=console) as bar:
+        handler = _Follow(bar)
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+
+
+def show(path: Path, outcome: Mapping[str, Any]) -> None:
+    """Print the tables of a finished run on standard output."""
+    out = Console()
+    out.print(tier_table(outcome))
+    out.print(site_table(path))
+    for entry in outcome["refused"]:
+        out.print(f"[yellow]refused[/] {entry['site']}: {entry['reason']}")
+    out.print(f"run directory: {path}", highlight=False)
+
+
+def tier_table(outcome: Mapping[str, Any]) -> Table:
+    """One line a device tier: what it got, what it costs the device, and how good it is."""
+    table = Table(title=f"{outcome['result']['study']}: one network per device tier")
+    for name in ("tier", "architecture"):
+        table.add_column(name, overflow="fold")
+    for name in ("parameters", "MACs", "latency ms", "fitness (released)", "public test", "balanced"):
+        table.add_column(name, justify="right")
+    for tier, entry in outcome["result"]["tiers"].items():
+        oracle = outcome["oracle"]["tiers"][tier]
+        choices = " ".join(f"{name}={value}" for name, value in entry["architecture"].items())
+        table.add_row(
+            tier,
+            choices,
+            f"{entry['cost']['parameters']:,}",
+            f"{entry['cost']['macs']:,}",
+            f"{entry['latency_ms']:.2f}",
+            f"{entry['fitness']:.3f} ± {entry['fitness_std']:.3f}",
+            f"{oracle['accuracy']:.3f}",
+            f"{oracle['balanced_accuracy']:.3f}",
+        )
+    table.caption = "public test accuracy is a simulation's oracle: reported, never selected on"
+    return table
+
+
+def site_table(path: Path) -> Table:
+    """One line a site: what its own ledger says it has spent, and whether the file holds together."""
+    table = Table(title="privacy: add or remove one record, recomputed from each site's ledger")
+    table.add_column("site")
+    for name in ("epsilon claimed", "epsilon charged", "cap", "delta", "entries", "ledger"):
+        table.add_column(name, justify="right")
+    for site, statement in site_statements(path).items():
+        seeded = statement.non_private and statement.nominal_claimed_epsilon < float("inf")
+        claimed = statement.nominal_claimed_epsilon if seeded else statement.claimed_epsilon
+        charged = max(spend.nominal_charged_epsilon for spend in statement.streams)
+        table.add_row(
+            site,
+            f"{claimed:.4f}" + (" (nominal)" if seeded else ""),
+            f"{charged:.4f}",
+            f"{statement.cap.epsilon:g}",
+            f"{statement.delta:g}",
+            str(statement.entries),
+            "[green]verified[/]",
+        )
+    if any(statement.non_private for statement in site_statements(path).values()):
+        table.caption = "[red]NOT PRIVATE: epsilon is infinite (seeded test noise, or none)[/]"
+    return table

@@ -1,0 +1,254 @@
+"""Run a scenario: write each site down as a real one would be, then let the unmodified apps meet on a grid."""
+
+import logging
+import platform
+import shutil
+import subprocess
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from flwr.app import Context, RecordDict
+from flwr.serverapp import Grid
+
+from fednas.config import SiteConfig, StudyConfig, load_site
+from fednas.errors import ConfigurationError, FednasError, RunDirectoryError
+from fednas.evaluation import public_accuracy
+from fednas.export import require_exporters
+from fednas.privacy.budget import PrivacyBudget
+from fednas.privacy.ledger import PrivacyLedger
+from fednas.privacy.spend import SpendStatement
+from fednas.space import Architecture, create
+from fednas.supernet import Supernet
+from fednas.wire import SiteFacts
+from server.checkpoint import RunDirectory, create_run, read_json
+from server.cohort import Cohort, Member
+from server.report import PACKAGES
+from simulations.scenario import Scenario, ScenarioData, prepare
+
+Runtime = Literal["loopback", "workers", "ray"]
+
+_log = logging.getLogger("fednas.simulation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to run a study in simulation.
+
+    Args:
+        runtime: `loopback` (this process), `workers` (processes of this machine), or `ray` (through `flwr run`).
+        workers: number of worker processes.
+        state: folder of the sites' ledgers, kept across runs; None keeps them in the run directory.
+        cap: epsilon cap of every site; None is the study's own epsilon.
+        test_noise: draw noise from the seeded test generator: reproducible, and not private.
+    """
+
+    runtime: Runtime = "loopback"
+    workers: int = 2
+    state: Path | None = None
+    cap: float | None = None
+    test_noise: bool = False
+
+
+def start(scenario: Scenario, study: StudyConfig, path: Path, options: Options) -> dict[str, Any]:
+    """Run a study from its beginning.
+
+    Args:
+        scenario: where the records come from.
+        study: what to run on them.
+        path: the run directory to make.
+        options: how to run it.
+
+    Returns:
+        The result, as `result.json` and `oracle.json` hold it.
+
+    Raises:
+        FednasError: one line each; when no round was completed the run directory is gone again.
+    """
+    require_exporters()
+    if path.exists() and any(path.iterdir()):
+        raise RunDirectoryError(f"{path} is not empty; pass --resume to continue a run, or choose another folder")
+    data = scenario.load()
+    check(data, study)
+    cap = _cap(study, options)
+    existed = path.exists()
+    run = f"test-{study.name}-{study.seed}" if options.test_noise else uuid.uuid4().hex
+    create_run(path, study, run=run, about=about(scenario, data, options))
+    try:
+        prepare(
+            data, path, state=options.state, cap=cap, test_seed=study.seed if options.test_noise else None
+        )
+        np.savez(path / "public_test.npz", x=data.test_x, y=data.test_y)
+        return _execute(path, options, resume=False)
+    except FednasError:
+        if not (path / "checkpoints").exists():
+            shutil.rmtree(path)
+            if existed:
+                path.mkdir()
+        raise
+
+
+def resume(path: Path, options: Options) -> dict[str, Any]:
+    """Continue an interrupted run after its last whole round; a finished one only reports again.
+
+    Raises:
+        RunDirectoryError: the folder is not a run.
+    """
+    RunDirectory(path)
+    return _execute(path, options, resume=True)
+
+
+def check(data: ScenarioData, study: StudyConfig) -> None:
+    """Find what is wrong with a study on these sites before anything is written or spent.
+
+    Raises:
+        FednasError: a device that nothing fits, a delta that is too large, too few sites.
+    """
+    space = create(study.search.space, study.data.input_shape, study.data.num_classes)
+    members = [
+        Member(
+            node=index,
+            facts=SiteFacts(
+                site=site.name,
+                dataset=f"{data.name}/{site.name}",
+                declared_size=site.declared_size,
+                epsilon_cap=study.privacy.epsilon,
+                delta=study.privacy.delta,
+                device=site.device,
+            ),
+        )
+        for index, site in enumerate(data.sites)
+    ]
+    Cohort(members, space, study)
+
+
+def about(scenario: Scenario, data: ScenarioData, options: Options) -> Mapping[str, Any]:
+    """What a reader of a run should know beside its study."""
+    return {
+        "scenario": scenario.name,
+        "refused": [{"site": site, "reason": reason} for site, reason in data.refused],
+        "num_sites": len(data.sites),
+        "runtime": options.runtime,
+        "test_noise": options.test_noise,
+        "versions": {name: version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "commit": _commit(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def oracle(path: Path) -> dict[str, Any]:
+    """Accuracy of every tier's network on the public test set: reported, never selected on."""
+    directory = RunDirectory(path)
+    data = directory.study.data
+    space = create(directory.study.search.space, data.input_shape, data.num_classes)
+    supernet = Supernet.load(space, path / "supernet.safetensors")
+    with np.load(path / "public_test.npz") as file:
+        x, y = file["x"], file["y"]
+    found = {}
+    for tier, entry in directory.read("result.json")["tiers"].items():
+        network = supernet.extract(Architecture.of(space.name, entry["architecture"]))
+        accuracy = public_accuracy(network, x, y)
+        found[tier] = {"accuracy": accuracy.accuracy, "balanced_accuracy": accuracy.balanced_accuracy}
+    return {"tiers": found, "num_records": len(y)}
+
+
+def site_statements(path: Path) -> dict[str, SpendStatement]:
+    """What each site's ledger says, by the site's name; opening a ledger checks its chain.
+
+    Raises:
+        LedgerError: a ledger is corrupt.
+    """
+    statements = {}
+    for config in site_configs(path):
+        with PrivacyLedger.open(
+            config.ledger, dataset=config.dataset, cap=config.cap, test_seed=config.test_seed
+        ) as ledger:
+            statements[config.name] = ledger.statement()
+    return statements
+
+
+def site_configs(path: Path) -> list[SiteConfig]:
+    """The sites of a run, in the order of their numbers."""
+    files = (path / "sites").glob("site-*/site.toml")
+    return [load_site(file) for file in sorted(files, key=lambda file: int(file.parent.name[5:]))]
+
+
+def _execute(path: Path, options: Options, *, resume: bool) -> dict[str, Any]:
+    directory = RunDirectory(path)
+    if not (path / "result.json").exists():
+        num_sites = int(directory.read("run.json")["num_sites"])
+        run_config = {
+            "run-dir": str(path.resolve()),
+            "sites-dir": str((path / "sites").resolve()),
+            "resume": resume,
+        }
+        if options.runtime == "ray":
+            from simulations.flower import run_on_ray
+
+            run_on_ray(Path(__file__).resolve().parent.parent, run_config, num_sites, home=path / "flower")
+        else:
+            _run_here(run_config, num_sites, options)
+        if not (path / "result.json").exists():
+            raise RunDirectoryError(f"the run ended without a result; look into {path} and pass --resume")
+        directory.write("oracle.json", oracle(path))
+    return {
+        "result": read_json(path / "result.json"),
+        "oracle": read_json(path / "oracle.json"),
+        "refused": read_json(path / "run.json")["refused"],
+    }
+
+
+def _run_here(run_config: Mapping[str, Any], num_sites: int, options: Options) -> None:
+    """Run both apps in this process, or the clients in worker processes: the same apps that a deployment runs."""
+    from client.app import app as client_app
+    from server.app import app as server_app
+    from simulations.loopback import InProcessGrid
+    from simulations.workers import WorkerGrid
+
+    torch.set_num_threads(1)
+    nodes = {i + 1: {"partition-id": i, "num-partitions": num_sites} for i in range(num_sites)}
+    context = Context(
+        run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=dict(run_config)
+    )
+    if options.runtime == "workers":
+        with WorkerGrid("client.app:app", nodes, dict(run_config), num_workers=options.workers) as workers:
+            server_app(workers, context)
+    else:
+        grid: Grid = InProcessGrid(client_app, nodes, dict(run_config))
+        server_app(grid, context)
+
+
+def _cap(study: StudyConfig, options: Options) -> PrivacyBudget:
+    if study.privacy.non_private:
+        return PrivacyBudget.non_private(delta=study.privacy.delta)
+    cap = study.privacy.epsilon if options.cap is None else options.cap
+    if cap < study.privacy.epsilon and options.state is None:
+        raise ConfigurationError(
+            f"a cap of {cap} is below the study's epsilon {study.privacy.epsilon}: no site could take part"
+        )
+    return PrivacyBudget(epsilon=cap, delta=study.privacy.delta)
+
+
+def _commit() -> str:
+    """The commit of the checkout, or `unknown` outside one."""
+    git = shutil.which("git")
+    if git is None:
+        return "unknown"
+    answer = subprocess.run(  # noqa: S603
+        [git, "rev-parse", "--short=12", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent,
+    )
+    return answer.stdout.strip() or "unknown"
+
+
