@@ -104,16 +104,19 @@ class LedgerStore:
                 time.sleep(0.01)
         self._connection.execute("PRAGMA synchronous=FULL")
         self._connection.execute("BEGIN IMMEDIATE")
-        if self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
+        found = [row[0] for row in self._connection.execute("SELECT sql FROM sqlite_master") if row[0]]
+        if not found:
             for statement in SCHEMA:
                 self._connection.execute(statement)
+        elif set(found) != set(SCHEMA):
+            raise LedgerError(f"{self._path} has other tables or triggers than a ledger; open the right file")
         self._connection.execute("COMMIT")
 
     @contextmanager
     def _translate(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, UnicodeError) as error:
             raise LedgerError(
                 f"the ledger {self._path} cannot be read or written ({error}); nothing was released: "
                 "check the disk and run `fednas ledger verify` on the file"
