@@ -151,6 +151,10 @@ class SiteConfig(_Section):
         return PrivacyBudget(epsilon=self.epsilon, delta=self.delta)
 
 
+_UNKNOWN = (
+    "extra_forbidden",
+    "unexpected_keyword_argument",
+)  # pydantic's words, of models and of dataclasses
 _Config = TypeVar("_Config", StudyConfig, SiteConfig)
 
 
@@ -233,12 +237,11 @@ def _parse(model: type[_Config], text: str, source: str) -> _Config:
 def _explain(error: ValidationError) -> str:
     """Say the first thing that is wrong in one line: the setting, its value, the bound."""
     problems = error.errors(include_url=False)
-    problems.sort(
-        key=lambda problem: problem["type"] != "extra_forbidden"
-    )  # a misspelt name explains a missing one
+    # A misspelt name explains a missing one, so it comes first.
+    problems.sort(key=lambda problem: problem["type"] not in _UNKNOWN)
     first = problems[0]
     setting = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
+    if first["type"] in _UNKNOWN:
         text = f"there is no setting {setting}; check its spelling and its section"
     elif first["type"] == "missing":
         text = f"{setting} is missing; add it"

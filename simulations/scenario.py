@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fednas.config import DataSchema, SiteConfig, StudyConfig, save_site
 from fednas.devices import DeviceProfile
-from fednas.errors import ConfigurationError, DatasetError
+from fednas.errors import DatasetError
 from fednas.privacy.budget import PrivacyBudget
 
 MINIMUM_SITE = 50
@@ -117,7 +117,7 @@ def prepare(
         The paths of the `site.toml` files, in the order of the sites.
 
     Raises:
-        ConfigurationError: a site's name, size or cap is out of bounds.
+        ConfigurationError: the cap's delta is above 1 / declared size of a site.
     """
     paths: list[Path] = []
     for number, site in enumerate(data.sites):
@@ -127,10 +127,6 @@ def prepare(
         if state is not None:
             ledger = state.resolve() / data.name / f"{site.name}.db"
             ledger.parent.mkdir(parents=True, exist_ok=True)
-        if cap.delta > 1.0 / site.declared_size:
-            raise ConfigurationError(
-                f"site {site.name}: expected delta <= 1 / {site.declared_size}, got {cap.delta}; lower delta"
-            )
         config = SiteConfig(
             name=site.name,
             dataset=f"{data.name}/{site.name}",
@@ -138,7 +134,7 @@ def prepare(
             declared_size=site.declared_size,
             epsilon=cap.epsilon,
             delta=cap.delta,
-            non_private=np.isinf(cap.epsilon).item(),
+            non_private=not cap.is_private,
             ledger=ledger.resolve(),
             test_seed=test_seed,
             device=site.device,

@@ -35,19 +35,19 @@ OFFICES = (
 DEVICES = {
     "scanner": DeviceProfile(
         tier="scanner",
-        memory_bytes=60_000,
-        training_memory_bytes=8_000_000,
-        upload_bytes=60_000,
+        memory_bytes=40_000,
+        training_memory_bytes=2_000_000,
+        upload_bytes=16_000,
         max_latency_ms=20.0,
-        macs_per_ms=10_000.0,
+        macs_per_ms=5_000.0,
     ),
     "counter": DeviceProfile(
         tier="counter",
-        memory_bytes=250_000,
-        training_memory_bytes=60_000_000,
-        upload_bytes=300_000,
+        memory_bytes=72_000,
+        training_memory_bytes=6_000_000,
+        upload_bytes=48_000,
         max_latency_ms=20.0,
-        macs_per_ms=100_000.0,
+        macs_per_ms=12_000.0,
     ),
     "hall": DeviceProfile(
         tier="hall",

@@ -70,19 +70,19 @@ SOURCES: Mapping[str, tuple[str, int, str]] = {
 DEVICES = {
     "bedside": DeviceProfile(
         tier="bedside",
-        memory_bytes=48_000,
-        training_memory_bytes=1_500_000,
-        upload_bytes=20_000,
+        memory_bytes=24_000,
+        training_memory_bytes=1_250_000,
+        upload_bytes=18_000,
         max_latency_ms=1.0,
-        macs_per_ms=20_000.0,
+        macs_per_ms=5_000.0,
     ),
     "ward": DeviceProfile(
         tier="ward",
-        memory_bytes=160_000,
-        training_memory_bytes=8_000_000,
-        upload_bytes=100_000,
+        memory_bytes=64_000,
+        training_memory_bytes=4_000_000,
+        upload_bytes=48_000,
         max_latency_ms=1.0,
-        macs_per_ms=200_000.0,
+        macs_per_ms=100_000.0,
     ),
     "datacentre": DeviceProfile(
         tier="datacentre",

@@ -53,19 +53,19 @@ SUBJECTS: Mapping[int, tuple[int, str]] = {
 DEVICES = {
     "band": DeviceProfile(
         tier="band",
-        memory_bytes=40_000,
-        training_memory_bytes=4_000_000,
-        upload_bytes=24_000,
+        memory_bytes=24_000,
+        training_memory_bytes=1_250_000,
+        upload_bytes=10_000,
         max_latency_ms=40.0,
-        macs_per_ms=5_000.0,
+        macs_per_ms=1_000.0,
     ),
     "watch": DeviceProfile(
         tier="watch",
-        memory_bytes=160_000,
-        training_memory_bytes=24_000_000,
-        upload_bytes=120_000,
+        memory_bytes=48_000,
+        training_memory_bytes=4_000_000,
+        upload_bytes=32_000,
         max_latency_ms=40.0,
-        macs_per_ms=40_000.0,
+        macs_per_ms=10_000.0,
     ),
     "phone": DeviceProfile(
         tier="phone",
