@@ -11,7 +11,7 @@ from fednas.privacy.events import MAX_NOISE_MULTIPLIER, Event, Gaussian, NonPriv
 
 _GRID = 10_000  # noise multipliers are multiples of 1 / _GRID
 _LARGEST = int(MAX_NOISE_MULTIPLIER) * _GRID
-_COARSE = 1e-3  # grid of the privacy loss while searching: ten times faster, pessimistic
+_COARSEST = 1e-2  # grid of the privacy loss while searching, in nats: fast, pessimistic
 _CLOSE = 0.9985  # of the budget: the search ends when so much of it is used
 
 
@@ -49,6 +49,11 @@ def calibrated(budget: PrivacyBudget, schedule: ReleaseSchedule) -> dict[str, Ev
         sigma = least_noise(budget, (), lambda sigma: trained(sigma, steps))
         events |= {name: trained(sigma, used[name]) for name in ("search", "final") if name in used}
     fixed = (events["final"],) if "final" in events else ()
+    if fixed and not schedule.search_steps and used.keys() & {"alphas", "fitness"}:
+        raise ConfigurationError(
+            "a final without search steps leaves no epsilon for alphas and fitness; plan search steps, "
+            "or neither alphas nor fitness"
+        )
     if "alphas" in used:
         sigma = least_noise(budget, fixed, lambda sigma: trained(sigma, used["alphas"]))
         events["alphas"] = trained(sigma, used["alphas"])
@@ -75,28 +80,26 @@ def least_noise(budget: PrivacyBudget, fixed: Sequence[Event], event: Callable[[
         ConfigurationError: not even the largest noise multiplier is enough.
     """
 
-    def cost(step: int, interval: float) -> float:
-        return epsilon_pld(
+    def cost(interval: float) -> Callable[[int], float]:
+        return lambda step: epsilon_pld(
             [*fixed, event(step / _GRID)], budget.delta, value_discretization_interval=interval
         )
 
-    guess = _guess(budget, fixed, event)
-    step = _search(
-        budget.epsilon,
-        lambda step: cost(step, max(DISCRETIZATION, min(_COARSE, budget.epsilon / 1e3))),
-        guess,
-    )
-    fine = cost(step, DISCRETIZATION)
-    if not _CLOSE * budget.epsilon <= fine <= budget.epsilon:
-        step = _search(budget.epsilon, lambda step: cost(step, DISCRETIZATION), step)
+    coarse = min(max(budget.epsilon / 2000.0, DISCRETIZATION), _COARSEST)
+    step = _search(budget.epsilon, cost(coarse), _guess(budget, fixed, event, coarse))
+    exact = cost(DISCRETIZATION)
+    if not _CLOSE * budget.epsilon <= exact(step) <= budget.epsilon:
+        step = _search(budget.epsilon, exact, step)
     return step / _GRID
 
 
-def _guess(budget: PrivacyBudget, fixed: Sequence[Event], event: Callable[[float], Event]) -> int:
+def _guess(
+    budget: PrivacyBudget, fixed: Sequence[Event], event: Callable[[float], Event], interval: float
+) -> int:
     """Return a step near the answer, by Rényi divergences: fast, not exact."""
     target = budget.epsilon
     if fixed:
-        tight = epsilon_pld(fixed, budget.delta)
+        tight = epsilon_pld(fixed, budget.delta, value_discretization_interval=interval)
         target *= epsilon_rdp(fixed, budget.delta) / tight if tight > 0.0 else 1.0
     low, high = 1, _LARGEST
     while high > low + max(1, low // 100):
