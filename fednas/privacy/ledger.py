@@ -86,8 +86,7 @@ class PrivacyLedger:
         store, spend = LedgerStore(path), Spend()
         try:
             with store.transaction():
-                for entry in store.news():
-                    spend.add(entry)
+                store.replay(spend.add)
                 key = stream_key(key_path, test_seed, create=spend.cap is None)
                 noise = "secure" if test_seed is None else "seeded"
                 if spend.cap is None:
@@ -224,8 +223,7 @@ class PrivacyLedger:
         self.close()
 
     def _catch_up(self) -> None:
-        for entry in self._store.news():
-            self._spend.add(entry)
+        self._store.replay(self._spend.add)
 
     def _record(self, refusal: PrivacyError, *, run: str, subject: str) -> None:
         code = refusal.code if isinstance(refusal, BudgetExhaustedError) else "REPLAY_MISMATCH"

@@ -163,6 +163,15 @@ class Permit(_Sealed):
 
 
 def check_name(what: str, text: str) -> None:
+    """Refuse a name that cannot stand in an entry.
+
+    Args:
+        what: is named, for the message.
+        text: the name, 1 to 200 printable ASCII characters.
+
+    Raises:
+        ConfigurationError: it is anything else.
+    """
     if (
         not isinstance(text, str)
         or not 0 < len(text) <= _MAX_NAME
@@ -174,7 +183,21 @@ def check_name(what: str, text: str) -> None:
 
 
 def serialise(arrays: Arrays) -> bytes:
-    if not isinstance(arrays, dict) or not all(isinstance(a, np.ndarray) for a in arrays.values()):
-        raise PrivacyError("a mechanism returns a dictionary of NumPy arrays; its charge stays")
-    # safetensors writes the memory of a strided view as if it were dense: other numbers would leave.
+    """Write what a mechanism returned as the bytes that are stored and sent.
+
+    Args:
+        arrays: named arrays of booleans, integers or floats.
+
+    Returns:
+        safetensors bytes.
+
+    Raises:
+        PrivacyError: it is anything else.
+    """
+    if not isinstance(arrays, dict) or not all(
+        isinstance(name, str) and isinstance(array, np.ndarray) and array.dtype.kind in "biuf"
+        for name, array in arrays.items()
+    ):
+        raise PrivacyError("a mechanism returns a dictionary of named numeric arrays; its charge stays")
+    # safetensors writes the memory behind a strided view as if it were dense: other numbers would leave.
     return save({name: np.asarray(array, order="C") for name, array in arrays.items()})

@@ -209,7 +209,7 @@ class Spend:
         """Events that were really charged to a stream, whether or not they were released."""
         return tuple(
             allowance.event.scaled(amount)
-            for (run, name), amount in self.spent.items()
+            for (run, name), amount in tuple(self.spent.items())
             for allowance in [self.plans[run].allowance(name)]
             if stream in allowance.streams
         )

@@ -7,7 +7,7 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,41 +141,40 @@ class LedgerStore:
                     self._connection.execute("ROLLBACK")
                 raise
 
-    def news(self) -> list[Entry]:
-        """Read the entries that were committed since the last call, by anyone, and check their chain.
+    def replay(self, take: Callable[[Entry], None]) -> None:
+        """Hand over the entries that were committed since the last call, by anyone, once their chain holds.
 
-        Returns:
-            New entries in order; none is returned twice.
+        Args:
+            take: called with each new entry in order; one at which it raises comes again next time.
 
         Raises:
-            LedgerError: When the chain is broken, or an entry that was already read has gone.
+            LedgerError: the chain is broken, or an entry that was already read has gone.
         """
-        seq, head = self._tail
-        with self._lock, self._translate():
-            rows = self._connection.execute(
-                "SELECT seq, kind, body, digest FROM entries WHERE seq >= ? ORDER BY seq", (max(seq, 0),)
-            ).fetchall()
-        if seq >= 0:
-            if not rows or (rows[0][0], rows[0][3]) != (seq, head):
-                raise LedgerError(
-                    f"the ledger {self._path} lost entry {seq}, which it had: restore the file that has it"
-                )
-            rows = rows[1:]
-        entries = []
-        for position, kind, body, digest in rows:
-            seq += 1
-            if position != seq or not isinstance(body, str) or chain(head, seq, kind, body) != digest:
-                raise LedgerError(
-                    f"the ledger {self._path} is broken at entry {seq}: its chain of digests does not hold; "
-                    "restore an intact copy"
-                )
-            head = digest
-            entries.append(Entry(seq=seq, kind=kind, body=json.loads(body), digest=digest))
-        self._tail = (seq, head)
-        return entries
+        with self._lock:
+            seq, head = self._tail
+            with self._translate():
+                rows = self._connection.execute(
+                    "SELECT seq, kind, body, digest FROM entries WHERE seq >= ? ORDER BY seq", (max(seq, 0),)
+                ).fetchall()
+            if seq >= 0:  # the first row is known
+                if not rows or (rows[0][0], rows[0][3]) != (seq, head):
+                    raise LedgerError(
+                        f"the ledger {self._path} lost entry {seq}, which it had; restore a file that has it"
+                    )
+                rows = rows[1:]
+            for position, kind, body, digest in rows:
+                seq += 1
+                if position != seq or not isinstance(body, str) or chain(head, seq, kind, body) != digest:
+                    raise LedgerError(
+                        f"the ledger {self._path} is broken at entry {seq}: its chain of digests does not "
+                        "hold; restore an intact copy"
+                    )
+                head = digest
+                take(Entry(seq=seq, kind=kind, body=json.loads(body), digest=digest))
+                self._tail = (seq, head)
 
     def append(self, kind: str, body: Mapping[str, Any]) -> None:
-        """Add an entry inside a transaction; `news` returns it after the commit.
+        """Add an entry inside a transaction; `replay` hands it over after the commit.
 
         Args:
             kind: What happened, without a newline.
