@@ -3,14 +3,12 @@
 from collections.abc import Callable, Mapping
 
 from simulations.scenario import Scenario
-from simulations.scenarios.digits import digits
-from simulations.scenarios.hospitals import hospitals
-from simulations.scenarios.watches import watches
+from simulations.scenarios import digits, hospitals, watches
 
 SCENARIOS: Mapping[str, Callable[[], Scenario]] = {
-    "hospitals": hospitals,
-    "watches": watches,
-    "digits": digits,
+    "hospitals": hospitals.scenario,
+    "watches": watches.scenario,
+    "digits": digits.scenario,
 }
 
-__all__ = ["SCENARIOS", "digits", "hospitals", "watches"]
+__all__ = ["SCENARIOS"]

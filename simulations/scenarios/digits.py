@@ -60,7 +60,7 @@ DEVICES = {
 }
 
 
-def digits() -> Scenario:
+def scenario() -> Scenario:
     """Handwritten digits at post offices that each see some digits more than others."""
     return Scenario(
         name="digits",
@@ -78,7 +78,7 @@ def digits() -> Scenario:
                 sampling_probability=0.1,
                 steps_per_round=10,
                 clip_norm=0.5,
-                learning_rate=1.0,
+                learning_rate=0.25,
                 momentum=0.9,
             ),
         ),

@@ -1,7 +1,7 @@
 """Five hospitals with thyroid patients: table data, natural sites, missing laboratory values.
 
-Every number below is a public constant: bounds come from what an assay can report, sizes from the published
-description of the data, rounded. Nothing is computed from the records: no patient moves another's features.
+Every number below is a public constant: intervals come from textbooks, sizes from the published description
+of the data, rounded. Nothing is computed from the records: no patient moves another's features.
 """
 
 import csv
@@ -45,15 +45,17 @@ CONDITIONS = (
     "psych",
 )
 
-# Laboratory values and the bounds they are clipped to; all are positive and skewed: read on a log scale.
+# Laboratory values and their reference intervals, the textbook's range of a healthy adult. All are positive
+# and skewed: they are read on a log scale, the interval becomes [-1, 1], and the rest is clipped to [-4, 4].
 ASSAYS: Mapping[str, tuple[float, float]] = {
-    "TSH": (0.01, 100.0),  # mIU/l
-    "T3": (0.2, 10.0),  # nmol/l
-    "TT4": (10.0, 400.0),  # nmol/l
-    "T4U": (0.4, 2.5),  # ratio
-    "FTI": (10.0, 400.0),  # index
-    "TBG": (2.0, 200.0),  # mg/l
+    "TSH": (0.4, 4.0),  # mIU/l
+    "T3": (1.2, 2.8),  # nmol/l
+    "TT4": (60.0, 150.0),  # nmol/l
+    "T4U": (0.7, 1.2),  # ratio
+    "FTI": (60.0, 155.0),  # index
+    "TBG": (12.0, 30.0),  # mg/l
 }
+LARGEST_FEATURE = 4.0
 
 NUM_FEATURES = 1 + 2 + len(CONDITIONS) + 2 * len(ASSAYS)
 
@@ -95,7 +97,7 @@ DEVICES = {
 }
 
 
-def hospitals() -> Scenario:
+def scenario() -> Scenario:
     """Thyroid diagnosis across hospitals: the natural sites are the sources of referral."""
     return Scenario(
         name="hospitals",
@@ -110,7 +112,11 @@ def hospitals() -> Scenario:
             privacy=PrivacySection(epsilon=3.0, delta=1e-5),
             schedule=ScheduleSection(search_rounds=20, final_rounds=10, generations=3, candidates=8),
             training=TrainingSection(
-                sampling_probability=0.1, steps_per_round=10, clip_norm=1.0, learning_rate=0.5
+                sampling_probability=0.1,
+                steps_per_round=10,
+                clip_norm=1.0,
+                learning_rate=0.5,
+                momentum=0.9,
             ),
         ),
         load=load,
@@ -159,7 +165,7 @@ def load() -> ScenarioData:
 
 
 def encode(row: Mapping[str, str]) -> list[float]:
-    """Turn one patient into features of about [-1, 1], looking at this patient only.
+    """Turn one patient into features, mostly within [-1, 1], looking at this patient only.
 
     Args:
         row: the columns of the published table, as text; an empty text is a missing value.
@@ -171,7 +177,7 @@ def encode(row: Mapping[str, str]) -> list[float]:
         DatasetError: a column is missing or does not hold what the schema says.
     """
     try:
-        features = [min(max(float(row["age"]), 0.0), 100.0) / 50.0 - 1.0]
+        features = [_clip(float(row["age"]) / 50.0 - 1.0, 1.0)]
         features += [{"F": 0.0, "M": 1.0, "": 0.5}[row["sex"]], float(row["sex"] == "")]
         features += [{"f": 0.0, "t": 1.0}[row[name]] for name in CONDITIONS]
         for name, bounds in ASSAYS.items():
@@ -186,8 +192,15 @@ def encode(row: Mapping[str, str]) -> list[float]:
 def _assay(text: str, low: float, high: float) -> tuple[float, float]:
     if text == "":
         return 0.0, 1.0
-    clipped = min(max(float(text), low), high)
-    return 2.0 * math.log(clipped / low) / math.log(high / low) - 1.0, 0.0
+    middle, half_width = math.log(low * high) / 2.0, math.log(high / low) / 2.0
+    score = (math.log(float(text)) - middle) / half_width
+    return _clip(score, LARGEST_FEATURE), 0.0
+
+
+def _clip(value: float, bound: float) -> float:
+    if math.isnan(value):
+        raise ValueError("not a number")
+    return min(max(value, -bound), bound)
 
 
 def _features(rows: list[dict[str, str]]) -> NDArray[np.float32]:

@@ -78,7 +78,7 @@ DEVICES = {
 }
 
 
-def watches() -> Scenario:
+def scenario() -> Scenario:
     """Physiotherapy exercises from wrist motion: the natural sites are the ten subjects."""
     return Scenario(
         name="watches",

@@ -17,7 +17,7 @@ from fednas.space import create
 from fednas.space.cost import measure
 from simulations import packaged
 from simulations.scenario import MINIMUM_SITE, Scenario, ScenarioData, SiteData, prepare, refusal
-from simulations.scenarios import SCENARIOS, hospitals, watches
+from simulations.scenarios import SCENARIOS
 from simulations.scenarios.hospitals import ASSAYS, CONDITIONS, NUM_FEATURES, encode
 from simulations.scenarios.watches import LARGEST_FEATURE, WINDOW, windows
 
@@ -131,13 +131,13 @@ def test_the_minimum_is_itself_enough(size: int, taken: bool) -> None:
 
 
 def test_a_patient_becomes_known_features() -> None:
-    features = encode({**PATIENT, "TSH": "1.0", "goitre": "t"})
+    features = encode({**PATIENT, "TSH": "4.0", "goitre": "t"})
     assert len(features) == NUM_FEATURES
     assert features[:3] == [0.0, 1.0, 0.0]
     assert features[3 + CONDITIONS.index("goitre")] == 1.0
     assert sum(features[3 : 3 + len(CONDITIONS)]) == 1.0
     assays = features[3 + len(CONDITIONS) :]
-    assert assays[:2] == pytest.approx([0.0, 0.0])  # 1 mIU/l lies midway between 0.01 and 100 on a log scale
+    assert assays[:2] == pytest.approx([1.0, 0.0])  # 4 mIU/l is the upper end of the reference interval
     assert assays[2:] == [0.0, 1.0] * 5
 
 
@@ -145,7 +145,7 @@ def test_a_patient_becomes_known_features() -> None:
     ("column", "value"), [("age", "65526"), ("TSH", "530"), ("TSH", "0.005"), ("FTI", "1.4")]
 )
 def test_absurd_values_are_clipped_to_public_bounds(column: str, value: str) -> None:
-    assert np.abs(encode({**PATIENT, column: value})).max() <= 1.0
+    assert np.abs(encode({**PATIENT, column: value})).max() <= LARGEST_FEATURE
 
 
 def test_an_absent_sex_is_marked() -> None:
@@ -153,7 +153,8 @@ def test_an_absent_sex_is_marked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("column", "value"), [("age", "old"), ("sex", "?"), ("sick", "maybe"), ("T3", "high")]
+    ("column", "value"),
+    [("age", "old"), ("sex", "?"), ("sick", "maybe"), ("T3", "high"), ("T3", "nan"), ("T3", "-8.5")],
 )
 def test_a_patient_outside_the_schema_is_refused_without_a_value(column: str, value: str) -> None:
     with pytest.raises(DatasetError) as caught:
@@ -173,7 +174,7 @@ def test_removing_a_patient_moves_no_other_patient(monkeypatch: pytest.MonkeyPat
         return kept.getvalue().encode()
 
     monkeypatch.setattr(packaged, "read", without)
-    reduced = hospitals().load()
+    reduced = SCENARIOS["hospitals"]().load()
     assert np.array_equal(reduced.test_x, whole.test_x)
     for before, after in zip(whole.sites, reduced.sites, strict=True):
         keep = [row for row, name in enumerate(before.identifiers) if name != removed]
@@ -221,7 +222,7 @@ def test_loading_twice_gives_the_same_bytes() -> None:
         arrays = [data.test_x, *(array for site in data.sites for array in (site.x, site.y))]
         return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
 
-    assert digest(watches().load()) == digest(loaded("watches")[1])
+    assert digest(SCENARIOS["watches"]().load()) == digest(loaded("watches")[1])
 
 
 @every_scenario
