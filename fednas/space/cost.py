@@ -1,6 +1,7 @@
 """What a network costs a device, computed on tensors without data: parameters, work, memory, traffic."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, final
 
 import torch
@@ -9,7 +10,7 @@ from torch.func import functional_call
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from fednas.space.layers import Network
 
@@ -48,29 +49,60 @@ def measure(network: Network, input_shape: tuple[int, ...], *, micro_batch: int)
     Returns:
         The cost.
     """
-    record = torch.empty((1, *input_shape), device="meta")
-    memory = _LiveMemory()
-    stem, trunk = _shapes(network.stem), _shapes(network.trunk)
-    with torch.no_grad(), FlopCounterMode(display=False) as flops, memory:
-        features = functional_call(network.stem, stem, (record,))
-        before = memory.allocated
-        functional_call(network.trunk, trunk, (features,))
-    activations = memory.allocated - before
+    stem = _stem_usage(_Stem(key=network.stem_key, input_shape=input_shape, module=network.stem))
+    trunk = _usage(network.trunk, stem.output_shape)
     constants = sum(_bytes(tensor) for tensor in [*network.parameters(), *network.buffers()])
     parameters = sum(parameter.numel() for parameter in network.trunk.parameters())
     weights = 4 * parameters
     return Cost(
         parameters=parameters,
-        macs=flops.get_total_flops() // 2,
-        peak_bytes=constants + _bytes(record) + memory.peak,
-        training_bytes=4 * weights + micro_batch * (weights + activations),
+        macs=stem.macs + trunk.macs,
+        peak_bytes=constants + stem.input_bytes + max(stem.peak_bytes, stem.output_bytes + trunk.peak_bytes),
+        training_bytes=4 * weights + micro_batch * (weights + trunk.allocated_bytes),
         upload_bytes=weights,
     )
 
 
-def _shapes(module: nn.Module) -> dict[str, Tensor]:
-    state = [*module.named_parameters(), *module.named_buffers()]
-    return {name: torch.empty_like(tensor, device="meta") for name, tensor in state}
+@dataclass(frozen=True, kw_only=True)
+class _Usage:
+    macs: int
+    input_bytes: int
+    allocated_bytes: int
+    peak_bytes: int
+    output_bytes: int  # 0 when the output is the input
+    output_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stem:
+    """A stem is the function that its key names, so two with the same key and shape cost the same."""
+
+    key: str
+    input_shape: tuple[int, ...]
+    module: nn.Module = field(compare=False)
+
+
+@lru_cache(maxsize=32)
+def _stem_usage(stem: _Stem) -> _Usage:
+    return _usage(stem.module, stem.input_shape)
+
+
+def _usage(module: nn.Module, input_shape: tuple[int, ...]) -> _Usage:
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    state = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
+    record = torch.empty((1, *input_shape), device="meta")
+    meter = _Meter()
+    with torch.no_grad(), meter:
+        output = functional_call(module, state, (record,))
+    assert isinstance(output, Tensor)
+    return _Usage(
+        macs=meter.flops // 2,
+        input_bytes=_bytes(record),
+        allocated_bytes=meter.allocated_bytes,
+        peak_bytes=meter.peak_bytes,
+        output_bytes=0 if _key(output) == _key(record) else _bytes(output),
+        output_shape=tuple(output.shape[1:]),
+    )
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -78,27 +110,34 @@ def _bytes(tensor: Tensor) -> int:
 
 
 @final
-class _LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the storages that operations create, and the most that are alive at once, in bytes."""
+class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the work of operations and the storages they create, and the most bytes alive at once."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.allocated = 0
-        self.peak = 0
+        self.flops = 0
+        self.allocated_bytes = 0
+        self.peak_bytes = 0
         self._live: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        kwargs = kwargs or {}
         self._live = {key: entry for key, entry in self._live.items() if not _expired(entry[0])}
-        inputs = {_key(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        output = func(*args, **(kwargs or {}))
+        known = {_key(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)} | set(
+            self._live
+        )
+        output = func(*args, **kwargs)
+        count = flop_registry.get(func.overloadpacket)
+        if count is not None:
+            self.flops += count(*args, **kwargs, out_val=output)
         for leaf in tree_leaves(output):
-            if isinstance(leaf, Tensor) and _key(leaf) not in self._live and _key(leaf) not in inputs:
+            if isinstance(leaf, Tensor) and _key(leaf) not in known:
                 size = leaf.untyped_storage().nbytes()
                 self._live[_key(leaf)] = (_reference(leaf), size)
-                self.allocated += size
-        self.peak = max(self.peak, sum(size for _, size in self._live.values()))
+                self.allocated_bytes += size
+        self.peak_bytes = max(self.peak_bytes, sum(size for _, size in self._live.values()))
         return output
 
 

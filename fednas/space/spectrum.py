@@ -18,8 +18,8 @@ class Spectrum(nn.Module):
     """Means and log amplitudes of frequency bands in overlapping frames: frozen, one record at a time.
 
     Frames are weighted by a Hann window; the Fourier transform is a real matrix product; bands grow
-    geometrically. Loudness is normalised within each record over all its channels, frames and bands, so it has
-    a fixed scale without any statistic of the data.
+    geometrically. Loudness is normalised within each record over all its channels, frames and bands: a fixed
+    scale without any statistic of the data.
 
     Args:
         input_shape: (channels, length) of one record.
