@@ -1,9 +1,10 @@
 """The private parts of Flower that a local grid needs, in one file so that one contract test guards them."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
-from flwr.app import Context, Error, Message, RecordDict, UserConfig
+from flwr.app import Context, Error, Message, RecordDict, UserConfigValue
 from flwr.app.message import remove_content_from_message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
@@ -44,7 +45,9 @@ def empty_run() -> Run:
     return Run.create_empty(run_id=RUN_ID)
 
 
-def new_context(node_id: int, node_config: UserConfig, run_config: UserConfig) -> Context:
+def new_context(
+    node_id: int, node_config: Mapping[str, UserConfigValue], run_config: Mapping[str, UserConfigValue]
+) -> Context:
     """Return the context of a node at the start of a run; it owns copies of both configurations."""
     return Context(
         run_id=RUN_ID,

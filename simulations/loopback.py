@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import final
 
-from flwr.app import Message, RecordDict, UserConfig
+from flwr.app import Message, RecordDict, UserConfigValue
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
@@ -127,8 +127,8 @@ class InProcessGrid(LocalGrid):
     def __init__(
         self,
         client_app: ClientApp,
-        node_configs: Mapping[int, UserConfig],
-        run_config: UserConfig,
+        node_configs: Mapping[int, Mapping[str, UserConfigValue]],
+        run_config: Mapping[str, UserConfigValue],
         *,
         clock: Clock = time.time,
     ) -> None:

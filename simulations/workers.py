@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self, final
 
 import torch
-from flwr.app import Message, UserConfig
+from flwr.app import Message, UserConfig, UserConfigValue
 from flwr.clientapp import ClientApp
 
 from fednas.errors import ConfigurationError
@@ -43,8 +43,8 @@ class WorkerGrid(LocalGrid):
     def __init__(
         self,
         app: str,
-        node_configs: Mapping[int, UserConfig],
-        run_config: UserConfig,
+        node_configs: Mapping[int, Mapping[str, UserConfigValue]],
+        run_config: Mapping[str, UserConfigValue],
         *,
         num_workers: int = 2,
         clock: Clock = time.time,
