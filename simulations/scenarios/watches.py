@@ -97,7 +97,7 @@ def scenario() -> Scenario:
                 sampling_probability=0.1,
                 steps_per_round=10,
                 clip_norm=0.5,
-                learning_rate=0.5,
+                learning_rate=0.2,
                 momentum=0.9,
             ),
         ),
