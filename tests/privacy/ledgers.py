@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -72,3 +73,14 @@ def entries(path: Path, kind: str) -> list[dict[str, object]]:
         rows = connection.execute("SELECT body FROM entries WHERE kind = ? ORDER BY seq", (kind,)).fetchall()
     connection.close()
     return [json.loads(row[0]) for row in rows]
+
+
+def fill(path: Path) -> None:
+    """Make a ledger of eleven entries: five charges, one of them for a mechanism that failed."""
+    with open_ledger(path) as ledger:
+        ledger.open_plan("run", SMALL)
+        for number in range(3):
+            ledger.release(operation(number), charges={"search": 2, "alphas": 1}, mechanism=noise)
+        with suppress(AssertionError):
+            ledger.release(operation(3), charges={"final": 1}, mechanism=forbidden)
+        ledger.release(operation(4), charges={"fitness": 2}, mechanism=noise)

@@ -94,11 +94,16 @@ def test_a_reply_is_kept_once(path: Path) -> None:
         assert store.reply("operation") == b"first"
 
 
+def interrupted(store: LedgerStore) -> None:
+    with store.transaction():
+        store.append("A", {})
+        store.append("B", {"number": float("nan")})
+
+
 def test_a_failed_transaction_leaves_nothing(path: Path) -> None:
     with LedgerStore(path) as store:
-        with pytest.raises(ValueError, match="JSON"), store.transaction():
-            store.append("A", {})
-            store.append("B", {"number": float("nan")})
+        with pytest.raises(ValueError, match="JSON"):
+            interrupted(store)
         assert replayed(store) == []
         with store.transaction():
             store.append("B", {})
