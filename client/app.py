@@ -73,5 +73,5 @@ def _site_file(context: Context) -> Path:
     folder = str(context.run_config.get("sites-dir", ""))
     partition = context.node_config.get("partition-id")
     if not folder or partition is None:
-        raise ConfigurationError('this node has no site: set --node-config \'site="/path/to/site.toml"\'')
+        raise ConfigurationError("this node has no site: set --node-config 'site=\"/path/to/site.toml\"'")
     return Path(folder) / f"site-{partition}" / "site.toml"

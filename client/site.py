@@ -17,7 +17,7 @@ from fednas.privacy.plan import PrivacyPlan
 from fednas.privacy.streams import StreamedRecords, assign
 from fednas.search.policy import Policy
 from fednas.space import Architecture, SearchSpace, create
-from fednas.space.cost import Cost, measure
+from fednas.space.cost import cost_of
 from fednas.space.layers import Network, gates
 from fednas.supernet import load
 from fednas.training import Optimisation, architecture_gradient, train_weights
@@ -98,7 +98,7 @@ class Site:
         return network
 
     def _misfit(self, architecture: Architecture, study: StudyConfig) -> str:
-        cost = _cost(architecture, study)
+        cost = cost_of(_space(study), architecture, micro_batch=study.training.micro_batch)
         return "" if self._config.device.fits(cost) else self._config.device.explain(cost)
 
     def _mechanism(
@@ -186,12 +186,5 @@ def _plan(text: str) -> PrivacyPlan:
     return PrivacyPlan.from_json(text)
 
 
-@lru_cache(maxsize=8)
 def _space(study: StudyConfig) -> SearchSpace:
     return create(study.search.space, study.data.input_shape, study.data.num_classes)
-
-
-@lru_cache(maxsize=4096)
-def _cost(architecture: Architecture, study: StudyConfig) -> Cost:
-    space = _space(study)
-    return measure(space.build(architecture), space.input_shape, micro_batch=study.training.micro_batch)

@@ -54,7 +54,9 @@ def combine_counts(counts: Sequence[NoisyCount]) -> Estimate:
     return Estimate(fitness=fitness, std=float(np.sqrt(1.0 / np.sum(weights))))
 
 
-def average_gradients(gradients: Sequence[NDArray[np.float64]], weights: Sequence[float]) -> NDArray[np.float64]:
+def average_gradients(
+    gradients: Sequence[NDArray[np.float64]], weights: Sequence[float]
+) -> NDArray[np.float64]:
     """Average architecture gradients over the sites, coordinate by coordinate.
 
     Args:
@@ -68,4 +70,5 @@ def average_gradients(gradients: Sequence[NDArray[np.float64]], weights: Sequenc
     shares = np.where(np.isnan(stacked), 0.0, np.asarray(weights, dtype=np.float64)[:, None])
     total = np.sum(shares, axis=0)
     summed = np.sum(shares * np.nan_to_num(stacked), axis=0)
-    return np.divide(summed, total, out=np.zeros_like(summed), where=total > 0)
+    average: NDArray[np.float64] = np.divide(summed, total, out=np.zeros_like(summed), where=total > 0)
+    return average

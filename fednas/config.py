@@ -2,14 +2,16 @@
 
 import math
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fednas.devices import DeviceProfile
 from fednas.errors import ConfigurationError
+from fednas.privacy.allowance import STREAMS
 from fednas.privacy.budget import PrivacyBudget
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -58,6 +60,18 @@ class PrivacySection(_Section):
             raise ValueError(f"the shares weights + architecture + fitness must add up to 1, got {total:.6g}")
         return self
 
+    @property
+    def budget(self) -> PrivacyBudget:
+        """What no stream of a site may exceed."""
+        if self.non_private:
+            return PrivacyBudget.non_private(delta=self.delta)
+        return PrivacyBudget(epsilon=self.epsilon, delta=self.delta)
+
+    @property
+    def proportions(self) -> dict[str, float]:
+        """The share of a site's records in each stream."""
+        return {stream: getattr(self, stream) for stream in STREAMS}
+
 
 class ScheduleSection(_Section):
     """How many rounds a study takes and what a site does in each."""
@@ -83,11 +97,17 @@ class TrainingSection(_Section):
 
 
 class SearchSection(_Section):
-    """The space, the strategy, and the width of the data-free shortlist."""
+    """The space, the strategy, and the width of the data-free shortlist.
+
+    `explore` is the share of a shortlist that ignores the data-free scores, which favour large networks although noise does
+    not. `fixed` gives each tier its architecture beforehand: then nothing is searched and every round trains them.
+    """
 
     space: Literal["mlp", "conv", "conv1d"]
     strategy: Literal["random", "evolution", "tpe", "differentiable"] = "evolution"
-    pool: Count = 32
+    pool: Count = 24
+    explore: Fraction = 0.5
+    fixed: dict[str, dict[str, bool | int | float | str]] | None = None
 
 
 class FederationSection(_Section):
@@ -156,6 +176,7 @@ _UNKNOWN = (
     "unexpected_keyword_argument",
 )  # pydantic's words, of models and of dataclasses
 _Config = TypeVar("_Config", StudyConfig, SiteConfig)
+_Model = TypeVar("_Model", bound=_Section)
 
 
 def parse_study(text: str, *, source: str = "study") -> StudyConfig:
@@ -210,6 +231,18 @@ def save_site(config: SiteConfig, path: Path) -> None:
         inside = target.is_relative_to(folder)
         document[name] = (target.relative_to(folder) if inside else target).as_posix()
     path.write_text(tomli_w.dumps(document), encoding="utf-8")
+
+
+def validated(model: type[_Model], values: Mapping[str, Any], source: str) -> _Model:
+    """Make a section of a study from plain values.
+
+    Raises:
+        ConfigurationError: in one line, the setting, its value and the bound.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigurationError(f"{source}: {_explain(error)}") from error
 
 
 def _read(path: Path) -> str:

@@ -22,9 +22,7 @@ def predict(network: torch.nn.Module, x: NDArray[np.float32]) -> NDArray[np.int6
     return torch.cat(parts).numpy() if parts else np.empty(0, dtype=np.int64)
 
 
-def noised_counts(
-    networks: Sequence[Network], records: StreamedRecords, permit: Permit
-) -> NDArray[np.int64]:
+def noised_counts(networks: Sequence[Network], records: StreamedRecords, permit: Permit) -> NDArray[np.int64]:
     """For each network the number of correct predictions on the fitness stream, plus Gaussian noise on the integers.
 
     Args:
@@ -45,7 +43,8 @@ def noised_counts(
         features = stem_features(network, records, permit)
         x, y = features.read(permit, features.indices(permit, "fitness"))
         counts.append(int(np.sum(predict(network.trunk, x) == y)))
-    return np.array(counts, dtype=np.int64) + permit.entropy.noise(sigma, len(networks))
+    noised: NDArray[np.int64] = np.array(counts, dtype=np.int64) + permit.entropy.noise(sigma, len(networks))
+    return noised
 
 
 @dataclass(frozen=True, kw_only=True)

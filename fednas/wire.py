@@ -109,7 +109,9 @@ def decode_task(content: RecordDict) -> Task:
     manifest, arrays = _unpack(content)
     try:
         if manifest.pop("protocol") != PROTOCOL:
-            raise ExchangeError(f"the server speaks another protocol than {PROTOCOL}; install the same fednas version")
+            raise ExchangeError(
+                f"the server speaks another protocol than {PROTOCOL}; install the same fednas version"
+            )
         architectures = tuple(Architecture.from_json(text) for text in manifest.pop("architectures"))
         task = Task(architectures=architectures, arrays=arrays, **manifest)
         if task.kind not in ("train", "final", "evaluate"):
@@ -189,7 +191,9 @@ def _task_parts(task: Task) -> tuple[str, bytes]:
 
 def _pack(manifest: str, blob: bytes) -> RecordDict:
     flat = np.frombuffer(blob, dtype=np.uint8)
-    return RecordDict({"manifest": ConfigRecord({"json": manifest}), "data": ArrayRecord({"flat": Array(flat)})})
+    return RecordDict(
+        {"manifest": ConfigRecord({"json": manifest}), "data": ArrayRecord({"flat": Array(flat)})}
+    )
 
 
 def _unpack(content: RecordDict) -> tuple[dict[str, Any], Arrays]:

@@ -8,8 +8,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from fednas.config import StudyConfig
 from fednas.errors import ConfigurationError, RunDirectoryError
-from fednas.privacy.budget import PrivacyBudget
 from fednas.privacy.plan import PrivacyPlan
+from fednas.schedule import release_schedule
 from fednas.space import create
 from fednas.wire import PROTOCOL, Refusal, decode_facts
 from server.checkpoint import RunDirectory
@@ -17,7 +17,6 @@ from server.cohort import Cohort, Member
 from server.coordinator import Coordinator
 from server.exchange import exchange
 from server.report import write_results
-from server.schedule import release_schedule
 
 app = ServerApp()
 
@@ -87,15 +86,9 @@ def agree(directory: RunDirectory, study: StudyConfig, *, num_tiers: int) -> Pri
     """The plan of the study: calibrated once, then read from the run directory."""
     if (directory.path / "plan.json").exists():
         return PrivacyPlan.from_json(str(directory.read("plan.json")["canonical"]))
-    privacy = study.privacy
-    budget = (
-        PrivacyBudget.non_private(delta=privacy.delta)
-        if privacy.non_private
-        else PrivacyBudget(epsilon=privacy.epsilon, delta=privacy.delta)
-    )
     plan = PrivacyPlan.calibrate(
-        budget=budget,
-        proportions={s: getattr(privacy, s) for s in ("weights", "architecture", "fitness")},
+        budget=study.privacy.budget,
+        proportions=study.privacy.proportions,
         schedule=release_schedule(study, num_tiers),
     )
     directory.write("plan.json", {"id": plan.id, "canonical": plan.to_json(), "claim": plan.claim})

@@ -33,7 +33,9 @@ class RunDirectory:
         self.study: StudyConfig = load_study(path / "study.toml")
         manifest = read_json(path / "run.json")
         if manifest.get("format") != FORMAT or not isinstance(manifest.get("run"), str):
-            raise RunDirectoryError(f"{path}/run.json is not of format {FORMAT}; it belongs to another version")
+            raise RunDirectoryError(
+                f"{path}/run.json is not of format {FORMAT}; it belongs to another version"
+            )
         self.run: str = manifest["run"]
 
     def write(self, name: str, value: Mapping[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import final
 
 import numpy as np
@@ -12,7 +11,7 @@ from fednas.devices import DeviceProfile
 from fednas.errors import ConfigurationError, InfeasibleDeviceError
 from fednas.search import Policy, sandwich_paths
 from fednas.space import Architecture, SearchSpace
-from fednas.space.cost import Cost, measure
+from fednas.space.cost import Cost, cost_of
 from fednas.wire import SiteFacts
 
 
@@ -26,7 +25,7 @@ class Member:
 
 @final
 class Costs:
-    """What an architecture needs of a device, measured once each.
+    """What an architecture needs of a device, at the study's micro-batch.
 
     Args:
         space: the space of the study.
@@ -34,13 +33,12 @@ class Costs:
     """
 
     def __init__(self, space: SearchSpace, *, micro_batch: int) -> None:
-        self._measure = lru_cache(maxsize=None)(
-            lambda architecture: measure(space.build(architecture), space.input_shape, micro_batch=micro_batch)
-        )
+        self._space = space
+        self._micro_batch = micro_batch
 
     def __call__(self, architecture: Architecture) -> Cost:
         """The cost of an architecture of the space."""
-        return self._measure(architecture)
+        return cost_of(self._space, architecture, micro_batch=self._micro_batch)
 
     def fits(self, devices: Sequence[DeviceProfile]) -> Callable[[Architecture], bool]:
         """Whether an architecture fits every one of these devices."""
@@ -117,10 +115,10 @@ class Cohort:
         """One path a member, drawn from the architecture parameters."""
         return [policy.sample(generator, self.fits(member)) for member in self.members]
 
-    def rotate(self, architectures: Sequence[Architecture], round_number: int) -> list[Architecture]:
-        """One of the given architectures a member, rotating among those that fit it; the smallest path where none does."""
-        chosen = []
+    def rotate(self, architectures: Sequence[Architecture], round_number: int) -> list[Architecture | None]:
+        """One of the given architectures a member, rotating among those that fit it; None where none does."""
+        chosen: list[Architecture | None] = []
         for index, member in enumerate(self.members):
             fitting = [a for a in dict.fromkeys(architectures) if self.fits(member)(a)]
-            chosen.append(fitting[(index + round_number) % len(fitting)] if fitting else self._space.smallest())
+            chosen.append(fitting[(index + round_number) % len(fitting)] if fitting else None)
         return chosen

@@ -16,9 +16,10 @@ from fednas.aggregation import (
     combine_counts,
     update_weight,
 )
-from fednas.config import dump_study
-from fednas.errors import BudgetExceededError, ExchangeError
+from fednas.config import StudyConfig, dump_study
+from fednas.errors import BudgetExceededError, ConfigurationError, ExchangeError
 from fednas.privacy.plan import PrivacyPlan
+from fednas.schedule import Step, agenda, candidates_per_tier
 from fednas.search import Policy, SearchStrategy, Trial, best, create, shortlist
 from fednas.space import Architecture, SearchSpace
 from fednas.supernet import Contribution, Supernet
@@ -26,7 +27,6 @@ from fednas.wire import Answer, Refusal, Task, TaskKind, decode, encode_task
 from server.checkpoint import RunDirectory
 from server.cohort import Cohort, Member
 from server.exchange import exchange
-from server.schedule import Step, agenda, candidates_per_tier
 
 _log = logging.getLogger("fednas.coordinator")
 
@@ -68,7 +68,7 @@ class Coordinator:
             )
             for tier, devices in cohort.tiers.items()
         }
-        self._chosen: dict[str, Architecture] = {}
+        self._chosen = _fixed(self._study, space)
         self._fitness: dict[str, Estimate] = {}
         self._retired: dict[str, str] = {}
         self._completed = 0
@@ -85,7 +85,7 @@ class Coordinator:
 
     @property
     def fitness(self) -> Mapping[str, Estimate]:
-        """The released fitness of each tier's trained network."""
+        """The released fitness of each tier's trained network; empty where nothing was searched."""
         return self._fitness
 
     def resume(self) -> int:
@@ -106,7 +106,11 @@ class Coordinator:
         steps = agenda(self._study)
         for step in steps[self._completed :]:
             _log.info(
-                "round %d of %d: %s", step.round, len(steps), step.kind, extra={"step": step, "of": len(steps)}
+                "round %d of %d: %s",
+                step.round,
+                len(steps),
+                step.kind,
+                extra={"step": step, "of": len(steps)},
             )
             record = self._do(step)
             self._completed = step.round
@@ -129,14 +133,15 @@ class Coordinator:
         paths = dict(zip(self._cohort.members, self._paths(step), strict=True))
         kind: TaskKind = "final" if step.kind == "final" else "train"
         tasks = {
-            member: self._task(step, kind, [paths[member]], alphas=step.kind == "search") for member in members
+            member: self._task(step, kind, [paths[member]], alphas=step.kind == "search")
+            for member in members
         }
         answers, sites = self._ask(tasks)
         contributions, weights, gradients = [], [], []
         for member, answer in answers.items():
             weight = update_weight(
                 declared_size=member.facts.declared_size,
-                noise_multiplier=self._plan.allowance("search").noise_multiplier,
+                noise_multiplier=self._plan.allowance("final").noise_multiplier,
             )
             update = answer.arrays["update"]
             contributions.append(Contribution(architecture=paths[member], update=update, weight=weight))
@@ -152,8 +157,8 @@ class Coordinator:
             sites[member.facts.site]["architecture"] = paths[member].id
         return {"sites": sites}
 
-    def _paths(self, step: Step) -> list[Architecture]:
-        """Public randomness, before anything is asked: one path a member."""
+    def _paths(self, step: Step) -> Sequence[Architecture | None]:
+        """Public randomness, before anything is asked: one path a member, or none where nothing chosen fits it."""
         generator = self._generator(step, 0)
         if step.kind == "final" or (self._chosen and self._policy is None and step.round % 2):
             return self._cohort.rotate(list(self._chosen.values()), step.round)
@@ -170,13 +175,15 @@ class Coordinator:
             generator = self._generator(step, 1 + index)
             incumbent = [self._chosen[tier]] if tier in self._chosen else []
             pool = [a for a in strategy.ask(self._study.search.pool, generator) if a not in incumbent]
+            count = min(share - len(incumbent), len(pool))
             ranked = shortlist(
                 pool,
                 self._supernet.extract,
                 self._cohort.costs,
-                share - len(incumbent),
+                count,
                 input_shape=self._space.input_shape,
                 generator=generator,
+                explore=round(count * self._study.search.explore),
             )
             candidates.update(dict.fromkeys([*incumbent, *ranked]))
         trials, sites = self._evaluate(step, list(candidates))
@@ -194,9 +201,7 @@ class Coordinator:
 
     def _evaluate(self, step: Step, candidates: Sequence[Architecture]) -> tuple[list[Trial], dict[str, Any]]:
         """Released correct-counts of the candidates, each from every site whose device it fits."""
-        share = {
-            member: [a for a in candidates if self._cohort.fits(member)(a)] for member in self._active()
-        }
+        share = {member: [a for a in candidates if self._cohort.fits(member)(a)] for member in self._active()}
         tasks = {
             member: self._task(step, "evaluate", fitting) for member, fitting in share.items() if fitting
         }
@@ -210,7 +215,9 @@ class Coordinator:
                 counts[architecture].append(NoisyCount(correct=float(correct), size=size, noise_std=noise))
         missing = [a.id for a, found in counts.items() if not found]
         if missing:
-            raise ExchangeError(f"no site answered for architecture {missing[0]}; resume when its sites are back")
+            raise ExchangeError(
+                f"no site answered for architecture {missing[0]}; resume when its sites are back"
+            )
         trials = []
         for architecture, found in counts.items():
             estimate = combine_counts(found)
@@ -229,7 +236,9 @@ class Coordinator:
     def _task(
         self, step: Step, kind: TaskKind, architectures: Sequence[Architecture], *, alphas: bool = False
     ) -> Task:
-        arrays: dict[str, Any] = {f"weights.{i}": self._supernet.gather(a) for i, a in enumerate(architectures)}
+        arrays: dict[str, Any] = {
+            f"weights.{i}": self._supernet.gather(a) for i, a in enumerate(architectures)
+        }
         if alphas and self._policy is not None:
             arrays["alphas"] = self._policy.flat()
         return Task(
@@ -279,7 +288,9 @@ class Coordinator:
                 "owners can raise the cap"
             )
         if len(answers) < self._study.federation.quorum * len(tasks):
-            codes = ", ".join(sorted({entry["outcome"] for entry in sites.values() if entry["outcome"] != "ok"}))
+            codes = ", ".join(
+                sorted({entry["outcome"] for entry in sites.values() if entry["outcome"] != "ok"})
+            )
             raise ExchangeError(
                 f"{len(answers)} of {len(tasks)} sites answered ({codes}), fewer than the quorum of "
                 f"{self._study.federation.quorum:.0%}; mend them and resume"
@@ -314,6 +325,19 @@ class Coordinator:
         self._retired = dict(state["retired"])
 
 
+def _fixed(study: StudyConfig, space: SearchSpace) -> dict[str, Architecture]:
+    """The architectures that a study gives its tiers beforehand.
+
+    Raises:
+        ConfigurationError: one of them is not in the space.
+    """
+    chosen = {t: Architecture.of(space.name, choices) for t, choices in (study.search.fixed or {}).items()}
+    for tier, architecture in chosen.items():
+        if not space.contains(architecture):
+            raise ConfigurationError(f"search.fixed.{tier} is not in the space {space.name!r}; see its choices")
+    return chosen
+
+
 def _message(content: RecordDict, member: Member, kind: str) -> Message:
     return Message(content, member.node, kind)
 
@@ -334,7 +358,7 @@ def _validate(answer: Answer, task: Task) -> None:
         ExchangeError: unexpected names, dtypes, shapes, or values that are not finite.
     """
     if task.kind == "evaluate":
-        expected = {"correct": (np.dtype(np.int64), (len(task.architectures),))}
+        expected: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {"correct": (np.dtype(np.int64), (len(task.architectures),))}
     else:
         expected = {"update": (np.dtype(np.float32), task.arrays["weights.0"].shape)}
         if "alphas" in task.arrays:

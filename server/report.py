@@ -34,14 +34,14 @@ def write_results(
         export(network, architecture, folder, input_shape=space.input_shape)
         directory.write(f"tiers/{tier}/privacy.json", statement)
         cost = cohort.costs(architecture)
-        estimate = coordinator.fitness[tier]
+        estimate = coordinator.fitness.get(tier)
         tiers[tier] = {
             "architecture": architecture.as_dict(),
             "id": architecture.id,
             "cost": asdict(cost),
             "latency_ms": max(device.latency_ms(cost) for device in cohort.tiers[tier]),
-            "fitness": estimate.fitness,
-            "fitness_std": estimate.std,
+            "fitness": None if estimate is None else estimate.fitness,
+            "fitness_std": None if estimate is None else estimate.std,
         }
     sites = {
         member.facts.site: {
@@ -53,7 +53,13 @@ def write_results(
     }
     directory.write(
         "result.json",
-        {"run": directory.run, "study": directory.study.name, "tiers": tiers, "sites": sites, "plan": plan.id},
+        {
+            "run": directory.run,
+            "study": directory.study.name,
+            "tiers": tiers,
+            "sites": sites,
+            "plan": plan.id,
+        },
     )
 
 
@@ -66,7 +72,9 @@ def privacy_statement(directory: RunDirectory, *, cohort: Cohort, plan: PrivacyP
         "epsilon": plan.claim,
         "delta": plan.budget.delta,
         "accountant": "privacy loss distributions (dp-accounting) over the whole plan; streams compose in parallel",
-        "epsilon_by_stream": {stream: plan.epsilon(stream) for stream, share in plan.proportions if share > 0},
+        "epsilon_by_stream": {
+            stream: plan.epsilon(stream) for stream, share in plan.proportions if share > 0
+        },
         "plan": plan.id,
         "releases": [
             {

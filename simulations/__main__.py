@@ -1,18 +1,17 @@
 """`python -m simulations`: list the scenarios, run one, or compare it with its baselines."""
 
 import json
-import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from fednas.config import StudyConfig
-from fednas.errors import ConfigurationError, FednasError
+from fednas.cli import run_cli
+from fednas.config import StudyConfig, validated
+from fednas.errors import ConfigurationError
 from simulations.scenarios import SCENARIOS
 
 cli = typer.Typer(
@@ -41,7 +40,11 @@ def list_scenarios(
     for scenario in scenarios:
         study = scenario.study
         table.add_row(
-            scenario.name, study.search.space, f"{study.privacy.epsilon:g}", scenario.description, end_section=True
+            scenario.name,
+            study.search.space,
+            f"{study.privacy.epsilon:g}",
+            scenario.description,
+            end_section=True,
         )
     Console().print(table)
 
@@ -56,7 +59,9 @@ def run_scenario(
     strategy: Strategy = None,
     out: Annotated[Path | None, typer.Option(help="Run directory. Default: runs/NAME-TIME.")] = None,
     state: Annotated[Path | None, typer.Option(help="Keep the sites' ledgers here, across runs.")] = None,
-    cap: Annotated[float | None, typer.Option(help="Epsilon cap of every site. Default: the epsilon.")] = None,
+    cap: Annotated[
+        float | None, typer.Option(help="Epsilon cap of every site. Default: the epsilon.")
+    ] = None,
     runtime: Annotated[str, typer.Option(help="loopback, workers (processes) or ray.")] = "loopback",
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
@@ -139,25 +144,16 @@ def adjust(
         share = schedule["search_rounds"] / (schedule["search_rounds"] + schedule["final_rounds"])
         search = min(max(1, round(rounds * share)), rounds - 1)
         schedule |= {"search_rounds": search, "final_rounds": rounds - search}
-    try:
-        return StudyConfig.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "study"
-        raise ConfigurationError(f"{where} = {first['input']!r}: {first['msg']}"[:300]) from error
+    return validated(StudyConfig, values, "study")
 
 
 ARCHITECTURE_SHARE = 0.05
 """Share of a site's records for architecture gradients, taken from the weights when a strategy first needs them."""
 
 
-def main() -> Any:
+def main() -> None:
     """Run the command line; a user's mistake is one line and exit code 2."""
-    try:
-        return cli(standalone_mode=True)
-    except FednasError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return sys.exit(2)
+    run_cli(cli)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def tier_table(outcome: Mapping[str, Any]) -> Table:
             f"{entry['cost']['parameters']:,}",
             f"{entry['cost']['macs']:,}",
             f"{entry['latency_ms']:.2f}",
-            f"{entry['fitness']:.3f} ± {entry['fitness_std']:.3f}",
+            "-" if entry["fitness"] is None else f"{entry['fitness']:.3f} ± {entry['fitness_std']:.3f}",
             f"{oracle['accuracy']:.3f}",
             f"{oracle['balanced_accuracy']:.3f}",
         )

@@ -73,7 +73,9 @@ def start(scenario: Scenario, study: StudyConfig, path: Path, options: Options) 
     """
     require_exporters()
     if path.exists() and any(path.iterdir()):
-        raise RunDirectoryError(f"{path} is not empty; pass --resume to continue a run, or choose another folder")
+        raise RunDirectoryError(
+            f"{path} is not empty; pass --resume to continue a run, or choose another folder"
+        )
     data = scenario.load()
     check(data, study)
     cap = _cap(study, options)
@@ -185,7 +187,7 @@ def _execute(path: Path, options: Options, *, resume: bool) -> dict[str, Any]:
     directory = RunDirectory(path)
     if not (path / "result.json").exists():
         num_sites = int(directory.read("run.json")["num_sites"])
-        run_config = {
+        run_config: dict[str, str | int | float | bool] = {
             "run-dir": str(path.resolve()),
             "sites-dir": str((path / "sites").resolve()),
             "resume": resume,
@@ -215,9 +217,7 @@ def _run_here(run_config: Mapping[str, Any], num_sites: int, options: Options) -
 
     torch.set_num_threads(1)
     nodes = {i + 1: {"partition-id": i, "num-partitions": num_sites} for i in range(num_sites)}
-    context = Context(
-        run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=dict(run_config)
-    )
+    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=dict(run_config))
     if options.runtime == "workers":
         with WorkerGrid("client.app:app", nodes, dict(run_config), num_workers=options.workers) as workers:
             server_app(workers, context)
@@ -242,7 +242,7 @@ def _commit() -> str:
     git = shutil.which("git")
     if git is None:
         return "unknown"
-    answer = subprocess.run(  # noqa: S603
+    answer = subprocess.run(
         [git, "rev-parse", "--short=12", "HEAD"],
         capture_output=True,
         text=True,
@@ -250,5 +250,3 @@ def _commit() -> str:
         cwd=Path(__file__).parent,
     )
     return answer.stdout.strip() or "unknown"
-
-

@@ -53,4 +53,5 @@ def noised_sum(
     gamma = clip_norm * GRID_STEP
     units = np.rint(total / gamma).astype(np.int64)
     noise = entropy.noise(noise_multiplier * sensitivity(total.size), total.size)
-    return (units + noise).astype(np.float64) * gamma
+    noised: NDArray[np.float64] = (units + noise).astype(np.float64) * gamma
+    return noised

@@ -1,5 +1,6 @@
 """What can be searched: architectures, spaces, the networks they build and what those cost."""
 
+from functools import cache
 from importlib import import_module
 
 from fednas.errors import ConfigurationError
@@ -23,6 +24,7 @@ __all__ = [
 SPACES = ("mlp", "conv", "conv1d")
 
 
+@cache
 def create(name: str, input_shape: tuple[int, ...], num_classes: int) -> SearchSpace:
     """Make a shipped search space; PyTorch is imported only now.
 
@@ -32,7 +34,7 @@ def create(name: str, input_shape: tuple[int, ...], num_classes: int) -> SearchS
         num_classes: The number of classes, at least 2.
 
     Returns:
-        The search space.
+        The search space; the same object for the same arguments, so that costs are measured once.
 
     Raises:
         ConfigurationError: The name is unknown, or the shape does not suit the space.

@@ -12,7 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from fednas.space.architecture import Architecture
 from fednas.space.layers import Network
+from fednas.space.search_space import SearchSpace
 
 
 @final
@@ -33,6 +35,18 @@ class Cost:
     peak_bytes: int
     training_bytes: int
     upload_bytes: int
+
+
+@lru_cache(maxsize=1 << 16)
+def cost_of(space: SearchSpace, architecture: Architecture, *, micro_batch: int) -> Cost:
+    """The cost of an architecture of a space, measured once a process.
+
+    Args:
+        space: As `fednas.space.create` made it.
+        architecture: In the space.
+        micro_batch: How many records' gradients are held at once.
+    """
+    return measure(space.build(architecture), space.input_shape, micro_batch=micro_batch)
 
 
 def measure(network: Network, input_shape: tuple[int, ...], *, micro_batch: int) -> Cost:

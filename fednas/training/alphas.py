@@ -58,7 +58,8 @@ def architecture_gradient(
     released = noised_sum(
         total, clip_norm=terms.clip_norm, noise_multiplier=terms.noise_multiplier, entropy=permit.entropy
     )
-    return released / (terms.sampling_probability * divisor_size)
+    average: NDArray[np.float64] = released / (terms.sampling_probability * divisor_size)
+    return average
 
 
 def _clip(rows: NDArray[np.float64], clip_norm: float) -> NDArray[np.float64]:

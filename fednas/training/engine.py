@@ -1,5 +1,6 @@
 """Clipped gradient sums of one materialised sub-network: the protocol, and the engine that Opacus provides."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol, final
@@ -71,7 +72,10 @@ class OpacusEngine:
         for start in range(0, len(x), self._micro_batch):
             chunk = slice(start, start + self._micro_batch)
             loss = nn.functional.cross_entropy(self._module(x[chunk]), y[chunk], reduction="sum")
-            loss.backward()  # type: ignore[no-untyped-call]
+            with warnings.catch_warnings():
+                # Opacus hooks every layer; the first one's input needs no gradient, which is no mistake.
+                warnings.filterwarnings("ignore", message="Full backward hook is firing")
+                loss.backward()  # type: ignore[no-untyped-call]
             _mask_non_finite(self._parameters)
             self._optimizer.clip_and_accumulate()
             sums = [p.summed_grad.reshape(-1) for p in self._parameters]  # type: ignore[attr-defined]

@@ -11,8 +11,8 @@ from fednas.privacy.ledger import Permit
 from fednas.privacy.streams import StreamedRecords
 from fednas.space.layers import Network
 from fednas.supernet import flatten
-from fednas.training.engine import opacus_engine
 from fednas.supernet.features import stem_features
+from fednas.training.engine import opacus_engine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,4 +78,5 @@ def train_weights(
                 entropy=permit.entropy,
             )
             engine.apply(released / (terms.sampling_probability * optimisation.divisor_size))
-    return flatten(network) - before
+    update: NDArray[np.float32] = flatten(network) - before
+    return update

@@ -1,5 +1,6 @@
 """When a study trains, when it evaluates, and so how many releases it will ever make: a pure function of its config."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,8 +25,14 @@ class Step:
 
 
 def agenda(study: StudyConfig) -> tuple[Step, ...]:
-    """All rounds of a study in order: generations are spread evenly over the search rounds, the last one ends them."""
+    """All rounds of a study in order.
+
+    Generations are spread evenly over the search rounds, the last one ends them. Without a search every round is final.
+    """
     plan = study.schedule
+    if study.search.fixed is not None:
+        rounds = plan.search_rounds + plan.final_rounds
+        return tuple(Step(round=i + 1, kind="final") for i in range(rounds))
     after = {-(-plan.search_rounds * (g + 1) // plan.generations) for g in range(plan.generations)}
     kinds: list[StepKind] = []
     for number in range(1, plan.search_rounds + 1):
@@ -49,16 +56,17 @@ def release_schedule(study: StudyConfig, num_tiers: int) -> ReleaseSchedule:
         study: the configuration.
         num_tiers: distinct device tiers among the sites.
     """
-    plan, training = study.schedule, study.training
-    learns = study.search.strategy == "differentiable"
+    training, spare = study.training, study.schedule.spare_rounds
+    kinds = Counter(step.kind for step in agenda(study))
     generation = candidates_per_tier(study, num_tiers) * num_tiers
-    generations = sum(1 for step in agenda(study) if step.kind == "generation")
+    counts = kinds["generation"] * generation + kinds["report"] * num_tiers
+    searched = kinds["search"] + spare if kinds["search"] else 0
     return ReleaseSchedule(
         sampling_probability=training.sampling_probability,
-        search_steps=(plan.search_rounds + plan.spare_rounds) * training.steps_per_round,
-        final_steps=(plan.final_rounds + plan.spare_rounds) * training.steps_per_round,
-        architecture_steps=plan.search_rounds + plan.spare_rounds if learns else 0,
-        fitness_releases=generations * generation + num_tiers + plan.spare_rounds * generation,
+        search_steps=searched * training.steps_per_round,
+        final_steps=(kinds["final"] + spare) * training.steps_per_round,
+        architecture_steps=searched if study.search.strategy == "differentiable" else 0,
+        fitness_releases=counts + spare * generation if counts else 0,
         clip_norm=training.clip_norm,
         architecture_clip_norm=training.architecture_clip_norm,
     )
