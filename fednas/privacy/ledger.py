@@ -19,6 +19,7 @@ from fednas.privacy.spend import (
     BudgetExhaustedError,
     Spend,
     SpendStatement,
+    StreamsFixedError,
     StreamSpend,
     refusal_key,
 )
@@ -33,6 +34,8 @@ __all__ = [
     "Released",
     "SpendStatement",
     "StreamSpend",
+    "StreamsFixedError",
+    "read_statement",
 ]
 
 
@@ -123,6 +126,7 @@ class PrivacyLedger:
 
         Raises:
             ReplayMismatchError: the run has another plan already.
+            StreamsFixedError: the plan's proportions are not those of the dataset's first plan.
             BudgetExhaustedError: with this plan a stream's PLD epsilon would exceed the cap.
             LedgerError: the file is corrupt or the disk refuses.
         """
@@ -135,7 +139,7 @@ class PrivacyLedger:
             self._catch_up()
             known = self._spend.plans.get(run)
             if known is None:
-                refusal = self._spend.excess(plan)
+                refusal = self._spend.moved(plan) or self._spend.excess(plan)
             elif known.id != plan.id:
                 refusal = ReplayMismatchError(f"run {run!r} has another plan; a new plan needs a new run")
             if refusal is not None:
@@ -226,7 +230,9 @@ class PrivacyLedger:
         self._store.replay(self._spend.add)
 
     def _record(self, refusal: PrivacyError, *, run: str, subject: str) -> None:
-        code = refusal.code if isinstance(refusal, BudgetExhaustedError) else "REPLAY_MISMATCH"
+        code = "REPLAY_MISMATCH"
+        if isinstance(refusal, BudgetExhaustedError | StreamsFixedError):
+            code = refusal.code
         if refusal_key(code, subject) not in self._spend.refusals:
             self._store.append("REFUSE", {"code": code, "run": run, "subject": subject})
 
@@ -267,3 +273,20 @@ class PrivacyLedger:
             array.flags.writeable = False
         value = cast(Arrays, MappingProxyType(arrays))
         return Released(value=value, operation_id=operation_id, head=head, entries=entries, seal=SEAL)
+
+
+def read_statement(path: Path) -> SpendStatement:
+    """What a ledger file says its dataset has spent; the file is only read, and its chain is checked.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        LedgerError: the file is missing, foreign or corrupt.
+    """
+    spend = Spend()
+    with LedgerStore(path, read_only=True) as store:
+        store.replay(spend.add)
+    if spend.cap is None:
+        raise LedgerError(f"{path} is an empty ledger; give the file of a dataset")
+    return spend.statement()

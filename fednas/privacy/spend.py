@@ -25,6 +25,13 @@ class BudgetExhaustedError(BudgetExceededError):
     code: Final = "BUDGET_EXHAUSTED"
 
 
+@final
+class StreamsFixedError(PrivacyError):
+    """A plan divides the dataset otherwise than its first one did; `code` is all that may leave about it."""
+
+    code: Final = "STREAMS_FIXED"
+
+
 @dataclass(frozen=True, kw_only=True)
 class StreamSpend:
     """What one stream's records have lost, add or remove one record, at the cap's delta.
@@ -154,6 +161,9 @@ class Spend:
             plan = PrivacyPlan.from_json(canonical_json(body["plan"]))
             if plan.id != body["id"] or body["run"] in self.plans:
                 raise LedgerError("a plan does not match its id, or its run has one already")
+            moved = self.moved(plan)
+            if moved is not None:
+                raise moved
             self.plans[body["run"]] = plan
         elif kind == "RESERVE":
             for name, amount in body["charges"].items():
@@ -212,6 +222,19 @@ class Spend:
             for (run, name), amount in tuple(self.spent.items())
             for allowance in [self.plans[run].allowance(name)]
             if stream in allowance.streams
+        )
+
+    def moved(self, plan: PrivacyPlan) -> StreamsFixedError | None:
+        """Why a plan may not be opened, or None: other proportions would move records between streams.
+
+        Streams compose in parallel only while every record stays in its own for ever.
+        """
+        first = next(iter(self.plans.values()), plan)
+        if plan.proportions == first.proportions:
+            return None
+        shares = ", ".join(f"{stream} {share:g}" for stream, share in first.proportions)
+        return StreamsFixedError(
+            f"the first plan divided this dataset for ever ({shares}); ask for the same shares"
         )
 
     def excess(self, *plans: PrivacyPlan) -> BudgetExhaustedError | None:

@@ -75,11 +75,17 @@ class LedgerStore:
     processes wait for each other. A connection does not survive a fork: a child must open its own.
     """
 
-    def __init__(self, path: Path, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
+    def __init__(
+        self, path: Path, *, busy_timeout_s: float = BUSY_TIMEOUT_S, read_only: bool = False
+    ) -> None:
         self._path = path
         self._process = os.getpid()
         self._lock = threading.RLock()
         self._tail = (-1, GENESIS)  # last entry that was read and checked
+        if read_only:
+            with self._translate():
+                self._connection = _open_read_only(path, busy_timeout_s)
+            return
         with self._translate():
             # Created here, so that SQLite's own files inherit the owner-only mode.
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -233,6 +239,19 @@ class LedgerStore:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _open_read_only(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
+    """Open a ledger as it is: nothing is created, and a closed file on a read-only disk can be read."""
+    uri = path.resolve().as_uri() + "?mode=ro"
+    if not path.with_name(path.name + "-wal").exists():
+        uri += "&immutable=1"
+    connection = sqlite3.connect(uri, uri=True, timeout=busy_timeout_s, isolation_level=None)
+    found = {row[0] for row in connection.execute("SELECT sql FROM sqlite_master") if row[0]}
+    if found != set(SCHEMA):
+        connection.close()
+        raise LedgerError(f"{path} has other tables or triggers than a ledger; open the right file")
+    return connection
 
 
 def stream_key(path: Path, test_seed: int | None, *, create: bool) -> bytes:

@@ -170,6 +170,7 @@ class _Account:
         self.cap = (0.0, 0.0)
         self.seeded = False
         self.plans: dict[str, dict[str, tuple[Mechanism, int]]] = {}
+        self.proportions: Any = None
         self.spent: Counter[tuple[str, str]] = Counter()
         self.operations: dict[str, tuple[str, str, str]] = {}
         self.releases: dict[str, str] = {}
@@ -190,6 +191,9 @@ class _Account:
             _require(hashlib.sha256(canonical.encode()).hexdigest() == body["id"], "is not the plan it names")
             _require(body["run"] not in self.plans, "opens a second plan for its run")
             self.plans[body["run"]] = _allowances(body["plan"])
+            self.proportions = self.proportions or body["plan"]["proportions"]
+            moved = self.proportions != body["plan"]["proportions"]
+            _require(not moved, "divides the dataset otherwise than its first plan: streams are not disjoint")
         elif kind == "RESERVE":
             self._reserve(body)
         elif kind == "RELEASE":
