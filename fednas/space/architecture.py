@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -86,7 +85,7 @@ class Architecture:
         """
         try:
             document = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: malformed, or a number of many digits
             raise ConfigurationError(f"an architecture must be a JSON object: {error}") from error
         if not isinstance(document, dict) or set(document) != {"choices", "space"}:
             raise ConfigurationError(
@@ -108,10 +107,10 @@ def _check_name(name: object) -> None:
 
 
 def _check_value(name: str, value: object) -> None:
-    plain = isinstance(value, (str, int, float))
-    if not plain or (isinstance(value, float) and not math.isfinite(value)):
+    small = isinstance(value, str) or (isinstance(value, (int, float)) and abs(value) < 2**63)
+    if not small:
         raise ConfigurationError(
-            f"{name}: expected a string, a finite number or a truth value, got {value!r}"
+            f"{name}: expected a string, a truth value or a finite number below 2**63, got {value!r}"
         )
 
 

@@ -206,11 +206,15 @@ class SearchSpace:
         return list(dict.fromkeys(found))
 
     def smallest(self) -> Architecture:
-        """Return the architecture with the first, cheapest option everywhere."""
+        """Return the architecture with the first option everywhere: the least to train on the first stem.
+
+        Another stem may need less of one resource, such as work, so a device that cannot hold the smallest
+        architecture may still hold another.
+        """
         return self._forced({}, first=True)
 
     def largest(self) -> Architecture:
-        """Return the architecture with the last, dearest option everywhere."""
+        """Return the architecture with the last option everywhere: the most to train on the last stem."""
         return self._forced({}, first=False)
 
     def cover(self) -> list[Architecture]:
