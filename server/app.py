@@ -16,7 +16,7 @@ from server.checkpoint import RunDirectory
 from server.cohort import Cohort, Member
 from server.coordinator import Coordinator
 from server.exchange import exchange
-from server.report import write_results
+from server.report import Completed, write_results
 
 app = ServerApp()
 
@@ -33,12 +33,20 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def run_study(grid: Grid, path: Path, *, resume: bool) -> None:
-    """Run a study over any grid.
+    """Conduct a study over any grid, then write its results: `conduct` says with what."""
+    write_results(conduct(grid, path, resume=resume))
+
+
+def conduct(grid: Grid, path: Path, *, resume: bool) -> Completed:
+    """Run all rounds of a study over any grid.
 
     Args:
         grid: where the sites are.
         path: a run directory made by `server.checkpoint.create_run`.
         resume: continue after the last whole round; without it a directory that has begun is refused.
+
+    Returns:
+        The study after its last round, its results not yet written.
 
     Raises:
         FednasError: one line each, with what to do.
@@ -54,7 +62,7 @@ def run_study(grid: Grid, path: Path, *, resume: bool) -> None:
     done = coordinator.resume() if resume else 0
     _log.info("%d sites, %d tiers, %d rounds done", len(cohort.members), len(cohort.tiers), done)
     coordinator.run()
-    write_results(directory, coordinator=coordinator, cohort=cohort, plan=plan, space=space)
+    return Completed(directory=directory, coordinator=coordinator, cohort=cohort, plan=plan, space=space)
 
 
 def meet(grid: Grid, study: StudyConfig) -> list[Member]:

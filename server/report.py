@@ -1,30 +1,34 @@
 """What a study ends with: a network for every tier, its privacy statement, and one table."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fednas.export import export
 from fednas.privacy.plan import PrivacyPlan
 from fednas.space import SearchSpace
 from server.checkpoint import RunDirectory
 from server.cohort import Cohort
-
-if TYPE_CHECKING:
-    from server.coordinator import Coordinator
+from server.coordinator import Coordinator
 
 PACKAGES = ("fednas", "flwr", "torch", "opacus", "dp-accounting")
 
 
-def write_results(
-    directory: RunDirectory,
-    *,
-    coordinator: "Coordinator",
-    cohort: Cohort,
-    plan: PrivacyPlan,
-    space: SearchSpace,
-) -> None:
-    """Write the supernet, the tiers' files and `result.json` into a run directory."""
+@dataclass(frozen=True, kw_only=True)
+class Completed:
+    """A study after its last round."""
+
+    directory: RunDirectory
+    coordinator: Coordinator
+    cohort: Cohort
+    plan: PrivacyPlan
+    space: SearchSpace
+
+
+def write_results(completed: Completed) -> None:
+    """Write the supernet, the tiers' files and `result.json` into the run directory."""
+    directory, coordinator = completed.directory, completed.coordinator
+    cohort, plan, space = completed.cohort, completed.plan, completed.space
     coordinator.supernet.save(directory.path / "supernet.safetensors")
     statement = privacy_statement(directory, cohort=cohort, plan=plan)
     tiers: dict[str, Any] = {}
