@@ -129,12 +129,13 @@ class Coordinator:
     # Training rounds
 
     def _train(self, step: Step) -> dict[str, Any]:
-        members = self._active()
-        paths = dict(zip(self._cohort.members, self._paths(step), strict=True))
         kind: TaskKind = "final" if step.kind == "final" else "train"
+        active = set(self._active())
+        drawn = zip(self._cohort.members, self._paths(step), strict=True)
+        paths = {member: path for member, path in drawn if path is not None and member in active}
         tasks = {
-            member: self._task(step, kind, [paths[member]], alphas=step.kind == "search")
-            for member in members
+            member: self._task(step, kind, [path], alphas=step.kind == "search")
+            for member, path in paths.items()
         }
         answers, sites = self._ask(tasks)
         contributions, weights, gradients = [], [], []
