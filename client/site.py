@@ -76,9 +76,8 @@ class Site:
         study = _study(task.study)
         plan = _plan(task.plan)
         space = _space(study)
+        _check_form(task)
         networks = [self._network(task, index, space, study) for index in range(len(task.architectures))]
-        if task.kind != "evaluate" and len(networks) != 1:
-            raise ConfigurationError("a training task names exactly one architecture")
         charges, work = self._mechanism(task, networks, study, plan)
         records = self._open_records(study, plan)
         self._ledger.open_plan(task.run, plan)
@@ -122,12 +121,13 @@ class Site:
             divisor_size=self._size(plan, allowance),
         )
         learns = task.kind == "train" and "alphas" in task.arrays
-        charges = {allowance: steps} | ({"alphas": 1} if learns else {})
+        charges = {allowance: steps}
+        gradient = self._gradient(task, study, plan) if learns else None
+        if gradient is not None:
+            charges["alphas"] = 1
 
         def train(records: StreamedRecords, permit: Permit) -> Arrays:
-            arrays: Arrays = {}
-            if learns:
-                arrays["alphas"] = self._alphas(task, study, plan, records, permit)
+            arrays: Arrays = {} if gradient is None else {"alphas": gradient(records, permit)}
             arrays["update"] = train_weights(
                 networks[0], records, permit, allowance=allowance, optimisation=optimisation
             )
@@ -135,9 +135,10 @@ class Site:
 
         return charges, train
 
-    def _alphas(
-        self, task: Task, study: StudyConfig, plan: PrivacyPlan, records: StreamedRecords, permit: Permit
-    ) -> NDArray[np.float64]:
+    def _gradient(
+        self, task: Task, study: StudyConfig, plan: PrivacyPlan
+    ) -> Callable[[StreamedRecords, Permit], NDArray[np.float64]]:
+        """The work of one architecture gradient, for alphas that were found good."""
         space = _space(study)
         architecture = task.architectures[0]
         network = space.build(architecture, gated=True)
@@ -146,15 +147,20 @@ class Site:
         policy.set_flat(task.arrays["alphas"])
         shaped = gates(network)
         slopes = {name: row for name, row in policy.jacobian(architecture).items() if name in shaped}
-        released = architecture_gradient(
-            network,
-            records,
-            permit,
-            jacobian=slopes,
-            divisor_size=self._size(plan, "alphas"),
-            micro_batch=study.training.micro_batch,
-        )
-        return policy.spread(slopes, released)
+        size = self._size(plan, "alphas")
+
+        def gradient(records: StreamedRecords, permit: Permit) -> NDArray[np.float64]:
+            released = architecture_gradient(
+                network,
+                records,
+                permit,
+                jacobian=slopes,
+                divisor_size=size,
+                micro_batch=study.training.micro_batch,
+            )
+            return policy.spread(slopes, released)
+
+        return gradient
 
     def _size(self, plan: PrivacyPlan, allowance: str) -> float:
         """The declared size of the streams an allowance reads: public, never counted."""
@@ -168,6 +174,20 @@ class Site:
             self._records = StreamedRecords(data.x, data.y, streams)
             self._proportions = plan.proportions
         return self._records
+
+
+def _check_form(task: Task) -> None:
+    """Refuse a task whose parts do not belong together.
+
+    Raises:
+        ConfigurationError: another number of architectures, or other arrays, than its kind has.
+    """
+    count = len(task.architectures)
+    if (count != 1) if task.kind != "evaluate" else (count < 1):
+        raise ConfigurationError("a training task names exactly one architecture, an evaluation at least one")
+    expected = {f"weights.{index}" for index in range(count)}
+    if set(task.arrays) not in (expected, expected | {"alphas"} if task.kind == "train" else expected):
+        raise ConfigurationError("a task holds the weights of each of its architectures and nothing else")
 
 
 @lru_cache(maxsize=64)

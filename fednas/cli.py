@@ -3,11 +3,11 @@
 import json
 import math
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
+import click
 import typer
 
 from fednas.errors import ConfigurationError, FednasError, LedgerError, RunDirectoryError
@@ -218,13 +218,27 @@ def main() -> None:
     run_cli(app)
 
 
-def run_cli(application: Callable[[], Any]) -> None:
-    """Run a Typer application with the errors of this project as one line each."""
+def run_cli(application: typer.Typer) -> None:
+    """Run a Typer application; a mistake of any kind is one line on standard error and exit code 2."""
     try:
-        application()
-    except FednasError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        code = application(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
         sys.exit(2)
+    except click.ClickException as error:
+        _fail(error.format_message())
+    except FednasError as error:
+        _fail(str(error))
+    except (click.Abort, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
+    if code:
+        sys.exit(code)
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+    sys.exit(2)
 
 
 def _plan(config: "StudyConfig", stored: Path | None, tiers: int) -> Any:

@@ -17,7 +17,13 @@ from fednas.aggregation import (
     update_weight,
 )
 from fednas.config import StudyConfig, dump_study
-from fednas.errors import BudgetExceededError, ConfigurationError, ExchangeError
+from fednas.errors import (
+    BudgetExceededError,
+    ConfigurationError,
+    ExchangeError,
+    InfeasibleDeviceError,
+    RunDirectoryError,
+)
 from fednas.privacy.plan import PrivacyPlan
 from fednas.schedule import Step, agenda, candidates_per_tier
 from fednas.search import Policy, SearchStrategy, Trial, best, create, shortlist
@@ -68,7 +74,7 @@ class Coordinator:
             )
             for tier, devices in cohort.tiers.items()
         }
-        self._chosen = _fixed(self._study, space)
+        self._chosen = _fixed(self._study, space, cohort)
         self._fitness: dict[str, Estimate] = {}
         self._retired: dict[str, str] = {}
         self._completed = 0
@@ -172,7 +178,10 @@ class Coordinator:
     def _generation(self, step: Step) -> dict[str, Any]:
         share = candidates_per_tier(self._study, len(self._cohort.tiers))
         candidates: dict[Architecture, None] = {}
+        live = self._live_tiers()
         for index, (tier, strategy) in enumerate(self._strategies.items()):
+            if tier not in live:
+                continue
             generator = self._generator(step, 1 + index)
             incumbent = [self._chosen[tier]] if tier in self._chosen else []
             pool = [a for a in strategy.ask(self._study.search.pool, generator) if a not in incumbent]
@@ -190,14 +199,15 @@ class Coordinator:
         trials, sites = self._evaluate(step, list(candidates))
         for strategy in self._strategies.values():
             strategy.tell(trials)
-        for tier, devices in self._cohort.tiers.items():
-            self._chosen[tier] = best(trials, self._cohort.costs.fits(devices)).architecture
+        for tier in self._live_tiers():
+            fits = self._cohort.costs.fits(self._cohort.tiers[tier])
+            self._chosen[tier] = best(trials, fits).architecture
         return {"sites": sites, "trials": [_describe(t) for t in trials], "chosen": self._chosen_ids()}
 
     def _report(self, step: Step) -> dict[str, Any]:
         trials, sites = self._evaluate(step, list(dict.fromkeys(self._chosen.values())))
         found = {t.architecture: Estimate(fitness=t.fitness, std=t.fitness_std) for t in trials}
-        self._fitness = {tier: found[architecture] for tier, architecture in self._chosen.items()}
+        self._fitness = {tier: found[a] for tier, a in self._chosen.items() if a in found}
         return {"sites": sites, "trials": [_describe(t) for t in trials], "chosen": self._chosen_ids()}
 
     def _evaluate(self, step: Step, candidates: Sequence[Architecture]) -> tuple[list[Trial], dict[str, Any]]:
@@ -214,6 +224,11 @@ class Coordinator:
             size = member.facts.declared_size * proportion
             for architecture, correct in zip(share[member], answer.arrays["correct"], strict=True):
                 counts[architecture].append(NoisyCount(correct=float(correct), size=size, noise_std=noise))
+        retired = [
+            a for a in candidates if not any(self._cohort.fits(member)(a) for member in self._active())
+        ]
+        for architecture in retired:  # all who could say have left the study: their tiers go without
+            del counts[architecture]
         missing = [a.id for a, found in counts.items() if not found]
         if missing:
             raise ExchangeError(
@@ -254,6 +269,11 @@ class Coordinator:
 
     def _active(self) -> list[Member]:
         return [member for member in self._cohort.members if member.facts.site not in self._retired]
+
+    def _live_tiers(self) -> list[str]:
+        """The tiers with a site that has not retired, in the order of the cohort."""
+        live = {member.facts.device.tier for member in self._active()}
+        return [tier for tier in self._cohort.tiers if tier in live]
 
     def _ask(self, tasks: Mapping[Member, Task]) -> tuple[dict[Member, Answer], dict[str, Any]]:
         """Send the tasks; the valid answers in the order of the members, and what became of each site."""
@@ -317,6 +337,23 @@ class Coordinator:
         }
 
     def _restore(self, state: Mapping[str, Any]) -> None:
+        """Take a checkpoint's state over.
+
+        Raises:
+            RunDirectoryError: it is malformed, or of another plan.
+        """
+        if state.get("plan") != self._plan.id:
+            raise RunDirectoryError(
+                f"the last checkpoint of {self._directory.path} is of another plan; the run cannot go on from here"
+            )
+        try:
+            self._read(state)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise RunDirectoryError(
+                f"the last checkpoint of {self._directory.path} is malformed; the run cannot go on from here"
+            ) from error
+
+    def _read(self, state: Mapping[str, Any]) -> None:
         for tier, strategy in self._strategies.items():
             strategy.restore(state["strategies"][tier])
         if self._policy is not None:
@@ -326,16 +363,29 @@ class Coordinator:
         self._retired = dict(state["retired"])
 
 
-def _fixed(study: StudyConfig, space: SearchSpace) -> dict[str, Architecture]:
+def _fixed(study: StudyConfig, space: SearchSpace, cohort: Cohort) -> dict[str, Architecture]:
     """The architectures that a study gives its tiers beforehand.
 
     Raises:
-        ConfigurationError: one of them is not in the space.
+        ConfigurationError: a tier is not one of the sites', or an architecture is not in the space.
+        InfeasibleDeviceError: an architecture does not fit its tier.
     """
-    chosen = {t: Architecture.of(space.name, choices) for t, choices in (study.search.fixed or {}).items()}
+    if study.search.fixed is None:
+        return {}
+    chosen = {t: Architecture.of(space.name, choices) for t, choices in study.search.fixed.items()}
+    unknown = sorted(set(chosen) - set(cohort.tiers))
+    if unknown:
+        raise ConfigurationError(
+            f"search.fixed names the tier {unknown[0]!r}; the sites have {', '.join(cohort.tiers)}"
+        )
     for tier, architecture in chosen.items():
         if not space.contains(architecture):
-            raise ConfigurationError(f"search.fixed.{tier} is not in the space {space.name!r}; see its choices")
+            raise ConfigurationError(
+                f"search.fixed.{tier} is not in the space {space.name!r}; see its choices"
+            )
+        if not cohort.costs.fits(cohort.tiers[tier])(architecture):
+            reasons = (device.explain(cohort.costs(architecture)) for device in cohort.tiers[tier])
+            raise InfeasibleDeviceError(f"search.fixed.{tier} does not fit: it {next(iter(reasons))}")
     return chosen
 
 
@@ -359,7 +409,9 @@ def _validate(answer: Answer, task: Task) -> None:
         ExchangeError: unexpected names, dtypes, shapes, or values that are not finite.
     """
     if task.kind == "evaluate":
-        expected: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {"correct": (np.dtype(np.int64), (len(task.architectures),))}
+        expected: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
+            "correct": (np.dtype(np.int64), (len(task.architectures),))
+        }
     else:
         expected = {"update": (np.dtype(np.float32), task.arrays["weights.0"].shape)}
         if "alphas" in task.arrays:
