@@ -192,7 +192,7 @@ def _check_form(task: Task) -> None:
 
 @lru_cache(maxsize=64)
 def open_site(path: Path) -> Site:
-    """The site of a `site.toml`, opened once a process: its data and features stay in memory between messages."""
+    """The site of a `site.toml`, opened once a process: its data and features stay in memory."""
     return Site.open(path)
 
 

@@ -71,7 +71,8 @@ def plan(
         )
         return
     _table(
-        f"plan {made.id[:12]}: epsilon {made.claim:.4f} at delta {made.budget.delta:g}, add or remove one record",
+        f"plan {made.id[:12]}: epsilon {made.claim:.4f} at delta {made.budget.delta:g}, "
+        "add or remove one record",
         ["release", "streams", "at most", "sampling", "noise multiplier", "clip norm"],
         [
             [a["what"], ", ".join(a["streams"]), a["times"], a["sampling"], a["noise"], a["clip"]]
@@ -109,8 +110,9 @@ def show_ledger(paths: Ledgers, as_json: Json = False) -> None:
                 ]
                 for s in statement.streams
             ],
-            caption=f"cap {statement.cap.epsilon:g} at delta {statement.delta:g}; {statement.entries} entries, "
-            f"{statement.open_reservations} open reservations, {statement.refusals} refusals; head {statement.head[:16]}",
+            caption=f"cap {statement.cap.epsilon:g} at delta {statement.delta:g}; "
+            f"{statement.entries} entries, {statement.open_reservations} open reservations, "
+            f"{statement.refusals} refusals; head {statement.head[:16]}",
         )
 
 

@@ -1,4 +1,4 @@
-"""The Flower ServerApp: meet the sites, plan the budget once, run the study, export a network for every device."""
+"""The Flower ServerApp: meet the sites, plan once, run the study, export a network for every tier."""
 
 import logging
 from pathlib import Path
@@ -85,7 +85,8 @@ def meet(grid: Grid, study: StudyConfig) -> list[Member]:
     for member in members:
         if member.facts.protocol != PROTOCOL:
             raise ConfigurationError(
-                f"{member.facts.site} speaks protocol {member.facts.protocol}, this server {PROTOCOL}; install one version"
+                f"{member.facts.site} speaks protocol {member.facts.protocol}, this server {PROTOCOL}; "
+                "install one version"
             )
     return members
 

@@ -1,4 +1,4 @@
-"""Who takes part, which tiers there are, and who trains which architecture: public facts and public randomness only."""
+"""Who takes part, the device tiers, and who trains what: public facts and public randomness only."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class Costs:
         return lambda architecture: self.violation(devices)(architecture) <= 0.0
 
     def violation(self, devices: Sequence[DeviceProfile]) -> Callable[[Architecture], float]:
-        """The largest relative excess over any limit of these devices; at most 0 when an architecture fits them all."""
+        """The largest relative excess over any limit of these devices; at most 0 when all fit."""
         return lambda architecture: max(device.violation(self(architecture)) for device in devices)
 
 
@@ -94,7 +94,8 @@ class Cohort:
             smallest = self.costs(self._space.smallest())
             if not facts.device.fits(smallest):
                 raise InfeasibleDeviceError(
-                    f"no architecture of the space {self._space.name!r} fits the device of {facts.site}: the smallest "
+                    f"no architecture of the space {self._space.name!r} fits the device of {facts.site}: "
+                    "the smallest "
                     f"{facts.device.explain(smallest)}"
                 )
 
@@ -103,7 +104,7 @@ class Cohort:
         return self.costs.fits([member.facts.device])
 
     def search_paths(self, round_number: int, generator: np.random.Generator) -> list[Architecture]:
-        """One path a member: the sandwich of smallest, largest and fairly drawn ones, rotating over the rounds."""
+        """One path a member: the sandwich of smallest, largest and fair ones, rotating over the rounds."""
         return sandwich_paths(
             self._space,
             fits=[self.fits(member) for member in self.members],

@@ -43,8 +43,8 @@ _MESSAGE = {"train": "train", "final": "train", "evaluate": "evaluate"}
 class Coordinator:
     """Runs one study over a grid, from its last checkpoint or from the start.
 
-    Every decision reads released values, public facts and public randomness; the latter is derived from the study's seed
-    and the round, so a resumed run continues exactly.
+    Every decision reads released values, public facts and public randomness; the latter is derived from the
+    study's seed and the round, so a resumed run continues exactly.
 
     Args:
         grid: any Flower grid.
@@ -95,7 +95,7 @@ class Coordinator:
         return self._fitness
 
     def resume(self) -> int:
-        """Continue from the last checkpoint, if there is one; returns the number of whole rounds behind it."""
+        """Continue from the last checkpoint, if any; returns the number of whole rounds behind it."""
         latest = self._directory.latest(self._space)
         if latest is not None:
             self._completed, self._supernet, state = latest
@@ -165,7 +165,7 @@ class Coordinator:
         return {"sites": sites}
 
     def _paths(self, step: Step) -> Sequence[Architecture | None]:
-        """Public randomness, before anything is asked: one path a member, or none where nothing chosen fits it."""
+        """Public randomness, before anything is asked: a path a member, none where nothing chosen fits."""
         generator = self._generator(step, 0)
         if step.kind == "final" or (self._chosen and self._policy is None and step.round % 2):
             return self._cohort.rotate(list(self._chosen.values()), step.round)
@@ -305,8 +305,8 @@ class Coordinator:
             sites[members[node].facts.site] = {"outcome": "LATE"}
         if not self._active():
             raise BudgetExceededError(
-                "every site refused: BUDGET_EXHAUSTED; their ledgers hold earlier runs on the same data, and only their "
-                "owners can raise the cap"
+                "every site refused: BUDGET_EXHAUSTED; their ledgers hold earlier runs on the same data, "
+                "and only their owners can raise the cap"
             )
         if len(answers) < self._study.federation.quorum * len(tasks):
             codes = ", ".join(
@@ -344,13 +344,13 @@ class Coordinator:
         """
         if state.get("plan") != self._plan.id:
             raise RunDirectoryError(
-                f"the last checkpoint of {self._directory.path} is of another plan; the run cannot go on from here"
+                f"the last checkpoint of {self._directory.path} is of another plan; the run cannot go on"
             )
         try:
             self._read(state)
         except (KeyError, TypeError, AttributeError) as error:
             raise RunDirectoryError(
-                f"the last checkpoint of {self._directory.path} is malformed; the run cannot go on from here"
+                f"the last checkpoint of {self._directory.path} is malformed; the run cannot go on"
             ) from error
 
     def _read(self, state: Mapping[str, Any]) -> None:

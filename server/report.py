@@ -75,7 +75,8 @@ def privacy_statement(directory: RunDirectory, *, cohort: Cohort, plan: PrivacyP
         "adversary": "the server and every other site, seeing every byte a site sends",
         "epsilon": plan.claim,
         "delta": plan.budget.delta,
-        "accountant": "privacy loss distributions (dp-accounting) over the whole plan; streams compose in parallel",
+        "accountant": "privacy loss distributions (dp-accounting) over the whole plan; "
+        "streams compose in parallel",
         "epsilon_by_stream": {
             stream: plan.epsilon(stream) for stream, share in plan.proportions if share > 0
         },

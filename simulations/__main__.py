@@ -23,7 +23,9 @@ cli = typer.Typer(
 
 Epsilon = Annotated[float | None, typer.Option(help="Privacy budget of every site. Default: the scenario's.")]
 Rounds = Annotated[int | None, typer.Option(min=2, help="Training rounds in all. Default: the scenario's.")]
-Seed = Annotated[int, typer.Option(min=0, help="Public seed: paths, initial weights, search.")]
+Seed = Annotated[
+    int | None, typer.Option(min=0, help="Public seed: paths, initial weights, search. Default: 0.")
+]
 Strategy = Annotated[str | None, typer.Option(help="random, evolution, tpe or differentiable.")]
 
 
@@ -55,7 +57,7 @@ def run_scenario(
     epsilon: Epsilon = None,
     delta: Annotated[float | None, typer.Option(help="Default: 1e-5.")] = None,
     rounds: Rounds = None,
-    seed: Seed = 0,
+    seed: Seed = None,
     strategy: Strategy = None,
     out: Annotated[Path | None, typer.Option(help="Run directory. Default: runs/NAME-TIME.")] = None,
     state: Annotated[Path | None, typer.Option(help="Keep the sites' ledgers here, across runs.")] = None,
@@ -74,6 +76,7 @@ def run_scenario(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result for programs.")] = False,
 ) -> None:
     """Run a scenario: search under differential privacy, then a network for every device tier."""
+    from server.checkpoint import RunDirectory
     from simulations import console, runner
 
     if runtime not in ("loopback", "workers", "ray"):
@@ -91,20 +94,23 @@ def run_scenario(
         raise ConfigurationError("--resume needs --out, the run directory to continue")
     path = out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     with console.progress(name, shown=not as_json):
-        if resume:
-            outcome = runner.resume(path, options)
-        else:
-            scenario = SCENARIOS[name]()
-            study = adjust(
-                scenario.study,
-                epsilon=epsilon,
-                delta=delta,
-                rounds=rounds,
-                seed=seed,
-                strategy=strategy,
-                non_private=non_private,
-            )
+        scenario = SCENARIOS[name]()
+        began = RunDirectory(path).study if resume else scenario.study
+        study = adjust(
+            began,
+            epsilon=epsilon,
+            delta=delta,
+            rounds=rounds,
+            seed=seed,
+            strategy=strategy,
+            non_private=non_private,
+        )
+        if not resume:
             outcome = runner.start(scenario, study, path, options)
+        elif study != began:
+            raise ConfigurationError(f"the run in {path} began with other settings, which cannot change now")
+        else:
+            outcome = runner.resume(path, options, scenario=name)
     if as_json:
         print(json.dumps(outcome | {"path": str(path)}, indent=1, sort_keys=True))  # noqa: T201
     else:
@@ -117,7 +123,7 @@ def adjust(
     epsilon: float | None = None,
     delta: float | None = None,
     rounds: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     strategy: str | None = None,
     non_private: bool = False,
 ) -> StudyConfig:
@@ -127,7 +133,8 @@ def adjust(
         ConfigurationError: naming the value and its bound.
     """
     values = study.model_dump(exclude_unset=False)
-    values["seed"] = seed
+    if seed is not None:
+        values["seed"] = seed
     if epsilon is not None:
         values["privacy"]["epsilon"] = epsilon
     if non_private:
@@ -148,7 +155,7 @@ def adjust(
 
 
 ARCHITECTURE_SHARE = 0.05
-"""Share of a site's records for architecture gradients, taken from the weights when a strategy first needs them."""
+"""Share of records for architecture gradients, taken from the weights when a strategy first needs them."""
 
 
 def main() -> None:

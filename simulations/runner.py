@@ -1,11 +1,12 @@
-"""Run a scenario: write each site down as a real one would be, then let the unmodified apps meet on a grid."""
+"""Run a scenario: write each site down as a real one would, then let the unmodified apps meet on a grid."""
 
 import logging
 import platform
 import shutil
 import subprocess
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -17,6 +18,7 @@ import torch
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid
 
+from client.datasets import load as load_records
 from fednas.config import SiteConfig, StudyConfig, load_site
 from fednas.errors import ConfigurationError, FednasError, RunDirectoryError
 from fednas.evaluation import public_accuracy
@@ -42,7 +44,7 @@ class Options:
     """How to run a study in simulation.
 
     Args:
-        runtime: `loopback` (this process), `workers` (processes of this machine), or `ray` (through `flwr run`).
+        runtime: `loopback` (this process), `workers` (processes here), or `ray` (through `flwr run`).
         workers: number of worker processes.
         state: folder of the sites' ledgers, kept across runs; None keeps them in the run directory.
         cap: epsilon cap of every site; None is the study's own epsilon.
@@ -72,21 +74,22 @@ def start(scenario: Scenario, study: StudyConfig, path: Path, options: Options) 
         FednasError: one line each; when no round was completed the run directory is gone again.
     """
     require_exporters()
-    if path.exists() and any(path.iterdir()):
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise RunDirectoryError(
-            f"{path} is not empty; pass --resume to continue a run, or choose another folder"
+            f"{path} is there and not empty; pass --resume to continue a run, or choose another folder"
         )
     data = scenario.load()
     check(data, study)
     cap = _cap(study, options)
     existed = path.exists()
     run = f"test-{study.name}-{study.seed}" if options.test_noise else uuid.uuid4().hex
-    create_run(path, study, run=run, about=about(scenario, data, options))
+    with _draft(path) as draft:
+        create_run(draft, study, run=run, about=about(scenario, data, options))
+        test_seed = study.seed if options.test_noise else None
+        for site in prepare(data, draft, state=options.state, cap=cap, test_seed=test_seed):
+            load_records(load_site(site), study.data)
+        np.savez(draft / "public_test.npz", x=data.test_x, y=data.test_y)
     try:
-        prepare(
-            data, path, state=options.state, cap=cap, test_seed=study.seed if options.test_noise else None
-        )
-        np.savez(path / "public_test.npz", x=data.test_x, y=data.test_y)
         return _execute(path, options, resume=False)
     except FednasError:
         if not (path / "checkpoints").exists():
@@ -96,13 +99,37 @@ def start(scenario: Scenario, study: StudyConfig, path: Path, options: Options) 
         raise
 
 
-def resume(path: Path, options: Options) -> dict[str, Any]:
+@contextmanager
+def _draft(path: Path) -> Iterator[Path]:
+    """A folder that becomes `path` when the block ends well: a run directory is whole or not there."""
+    draft = path.resolve().with_name(f".{path.resolve().name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        draft.mkdir(parents=True)
+        yield draft
+        draft.rename(path.resolve())
+    except OSError as error:
+        raise RunDirectoryError(f"cannot write {path}: {error.strerror}; choose another folder") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def resume(path: Path, options: Options, *, scenario: str) -> dict[str, Any]:
     """Continue an interrupted run after its last whole round; a finished one only reports again.
 
+    Args:
+        path: the run directory.
+        options: how to run what is left; ledgers, caps and noise stay those of the run.
+        scenario: the name of the run's scenario.
+
     Raises:
-        RunDirectoryError: the folder is not a run.
+        RunDirectoryError: the folder is not a run, or of another scenario.
     """
-    RunDirectory(path)
+    manifest = RunDirectory(path).read("run.json")
+    if manifest.get("scenario") != scenario:
+        raise RunDirectoryError(f"{path} is a run of {manifest.get('scenario')!r}, not of {scenario!r}")
+    if not isinstance(manifest.get("num_sites"), int) or not isinstance(manifest.get("refused"), list):
+        raise RunDirectoryError(f"{path}/run.json is incomplete; the run cannot go on from here")
     return _execute(path, options, resume=True)
 
 
@@ -200,6 +227,7 @@ def _execute(path: Path, options: Options, *, resume: bool) -> dict[str, Any]:
             _run_here(run_config, num_sites, options)
         if not (path / "result.json").exists():
             raise RunDirectoryError(f"the run ended without a result; look into {path} and pass --resume")
+    if not (path / "oracle.json").exists():
         directory.write("oracle.json", oracle(path))
     return {
         "result": read_json(path / "result.json"),
@@ -209,7 +237,7 @@ def _execute(path: Path, options: Options, *, resume: bool) -> dict[str, Any]:
 
 
 def _run_here(run_config: Mapping[str, Any], num_sites: int, options: Options) -> None:
-    """Run both apps in this process, or the clients in worker processes: the same apps that a deployment runs."""
+    """Run both apps in this process, or the clients in worker processes: those that a deployment runs."""
     from client.app import app as client_app
     from server.app import app as server_app
     from simulations.loopback import InProcessGrid
