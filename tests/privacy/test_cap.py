@@ -13,6 +13,7 @@ from fednas.errors import (
 from fednas.privacy.accounting import epsilon_pld
 from fednas.privacy.budget import PrivacyBudget
 from fednas.privacy.ledger import BudgetExhaustedError, PrivacyLedger
+from fednas.privacy.plan import STREAMS
 from fednas.privacy.verify import verify
 from tests.privacy.ledgers import (
     CAP,
@@ -63,6 +64,16 @@ def test_plans_of_all_runs_share_one_cap_and_a_new_process_forgets_nothing(path:
             ledger.release(operation(1, run="one too many"), charges={"search": 1}, mechanism=forbidden)
         assert ledger.statement().claimed_epsilon <= CAP.epsilon
     assert len(entries(path, "REFUSE")) == 1
+
+
+def test_a_cap_is_met_exactly_and_missed_by_a_hair(tmp_path: Path) -> None:
+    claim = epsilon_pld(SMALL.events("weights"), CAP.delta)
+    assert claim == max(epsilon_pld(SMALL.events(stream), CAP.delta) for stream in STREAMS)
+    with open_ledger(tmp_path / "a", cap=PrivacyBudget(epsilon=claim, delta=1e-5)) as ledger:
+        ledger.open_plan("run", SMALL)
+    hair = PrivacyBudget(epsilon=claim * (1.0 - 1e-9), delta=1e-5)
+    with open_ledger(tmp_path / "b", cap=hair) as ledger, pytest.raises(BudgetExhaustedError):
+        ledger.open_plan("run", SMALL)
 
 
 def test_streams_compose_in_parallel_and_a_final_on_all_of_them_is_charged_to_each(path: Path) -> None:

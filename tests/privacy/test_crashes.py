@@ -4,12 +4,13 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from fednas.privacy.ledger import BudgetExhaustedError
+from fednas.privacy.ledger import Arrays, BudgetExhaustedError, Permit, Released
 from fednas.privacy.verify import verify
 from tests.privacy.ledgers import (
     SMALL,
@@ -123,6 +124,46 @@ def test_two_processes_with_the_same_requests_send_the_same_replies(path: Path) 
     assert list(released.values()) == [1] * 8
     assert 8 <= len(entries(path, "RESERVE")) <= 16
     verify(path)
+
+
+def test_of_two_answers_to_one_request_only_the_first_ever_leaves(path: Path) -> None:
+    inner: list[Released[Arrays]] = []
+
+    def overtaken(permit: Permit) -> Arrays:
+        with open_ledger(path) as other:  # as another process would
+            inner.append(other.release(operation(1), charges={"search": 1}, mechanism=noise))
+        return noise(permit)
+
+    with open_ledger(path) as ledger:
+        ledger.open_plan("run", SMALL)
+        outer = ledger.release(operation(1), charges={"search": 1}, mechanism=overtaken)
+        assert ledger.statement().open_reservations == 1  # both were charged
+    assert same(outer.value, inner[0].value)
+    assert outer.head == inner[0].head
+    verify(path)
+
+
+def test_threads_that_share_a_ledger_never_overspend(path: Path) -> None:
+    spent: list[int] = []
+
+    def work(first: int) -> None:
+        for number in range(first, first + 10):
+            try:
+                ledger.release(operation(number), charges={"search": 1}, mechanism=noise)
+            except BudgetExhaustedError:
+                return
+            ledger.statement()
+            spent.append(number)
+
+    with open_ledger(path) as ledger:
+        ledger.open_plan("run", SMALL)
+        threads = [threading.Thread(target=work, args=(first,)) for first in (0, 100, 200)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=120)
+    assert len(spent) == len(set(spent)) == SMALL.allowance("search").amount
+    assert verify(path).open_reservations == 0
 
 
 def test_two_runs_that_do_not_fit_together_are_not_both_opened(path: Path) -> None:
