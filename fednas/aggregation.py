@@ -1,4 +1,4 @@
-"""How released values of several sites are combined: weights are public functions of the plan, never of the data."""
+"""How released values of several sites are combined: weights are public, functions of the plan alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 def update_weight(*, declared_size: int, noise_multiplier: float) -> float:
     """The public weight of a site's update: its inverse noise variance.
 
-    A step divides the noised sum by ``sampling_probability * declared_size``, so at equal noise multipliers the variance
-    of an update falls with the square of the declared size. Without noise the weight is the declared size.
+    A step divides the noised sum by ``sampling_probability * declared_size``, so at equal noise multipliers
+    the variance of an update falls with the square of the declared size. Without noise the weight is the
+    declared size.
 
     Args:
         declared_size: the size a site's owner declares, not the number of its records.
@@ -24,7 +25,7 @@ def update_weight(*, declared_size: int, noise_multiplier: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class NoisyCount:
-    """A released number of correct predictions, the public size of the stream it was counted on, and its noise."""
+    """A released number of correct predictions, the public size of its stream, and its noise."""
 
     correct: float
     size: float
@@ -42,7 +43,8 @@ class Estimate:
 def combine_counts(counts: Sequence[NoisyCount]) -> Estimate:
     """Average the accuracies of several sites, each weighted by its public inverse variance.
 
-    The variance of one site's accuracy is ``noise_std**2 / size**2`` plus the sampling error, bounded by ``1 / (4 size)``.
+    The variance of one site's accuracy is ``noise_std**2 / size**2`` plus the sampling error, bounded by
+    ``1 / (4 size)``.
 
     Args:
         counts: at least one.

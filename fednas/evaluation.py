@@ -23,7 +23,9 @@ def predict(network: torch.nn.Module, x: NDArray[np.float32]) -> NDArray[np.int6
 
 
 def noised_counts(networks: Sequence[Network], records: StreamedRecords, permit: Permit) -> NDArray[np.int64]:
-    """For each network the number of correct predictions on the fitness stream, plus Gaussian noise on the integers.
+    """For each network the noised number of correct predictions on the fitness stream.
+
+    The noise is Gaussian, rounded to the integers.
 
     Args:
         networks: the candidates; one release of the allowance ``fitness`` is charged for each.
@@ -34,7 +36,8 @@ def noised_counts(networks: Sequence[Network], records: StreamedRecords, permit:
         Shape (len(networks),), int64; may be negative or above the stream's size.
 
     Guarantees:
-        - One record changes each count by at most 1, and each count carries its own noise of the plan's multiplier.
+        - One record changes each count by at most 1, and each count carries its own noise of the plan's
+          multiplier.
         - Only the fitness stream is read; its size does not leave.
     """
     sigma = permit.allowance("fitness").noise_multiplier

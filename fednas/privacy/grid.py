@@ -1,15 +1,17 @@
 """The Gaussian mechanism on an integer grid: a clipped sum in, a noised sum out.
 
-Let every record contribute a vector of L2 norm at most C. The sum is held in floating point, rounded to a grid of
-step ``gamma = C * GRID_STEP`` and noised in integers. Removing one record moves the rounded sum by at most
+Let every record contribute a vector of L2 norm at most C. The sum is held in floating point, rounded to a
+grid of step ``gamma = C * GRID_STEP`` and noised in integers. Removing one record moves the rounded sum by at
+most
 
     C / gamma * (1 + ARITHMETIC_SLACK) + sqrt(d)
 
-grid units: C / gamma is the record itself, ``sqrt(d)`` the two roundings (each coordinate moves by at most 1/2 on both
-neighbours), and the slack covers float32 arithmetic. Clipping overshoots C by at most a few units in the last place
-(1.2e-6 relative, measured), and a float32 sum of B clipped vectors is off by at most ``B * 2**-24 * B * C`` in the worst
-case and about ``sqrt(B) * 2**-24 * C`` in practice; 1e-3 covers batches of a hundred in the worst case and batches of any
-size a device can hold in practice. The noise is calibrated to this whole bound, not to C alone.
+grid units: C / gamma is the record itself, ``sqrt(d)`` the two roundings (each coordinate moves by at most
+1/2 on both neighbours), and the slack covers float32 arithmetic. Clipping overshoots C by at most a few units
+in the last place (1.2e-6 relative, measured), and a float32 sum of B clipped vectors is off by at most ``B *
+2**-24 * B * C`` in the worst case and about ``sqrt(B) * 2**-24 * C`` in practice; 1e-3 covers batches of a
+hundred in the worst case and batches of any size a device can hold in practice. The noise is calibrated to
+this whole bound, not to C alone.
 """
 
 import numpy as np
@@ -44,8 +46,8 @@ def noised_sum(
         Shape (d,), on the grid.
 
     Guarantees:
-        - For a total that is a sum of vectors of norm at most ``clip_norm`` the release is a Gaussian mechanism with
-          this noise multiplier, rounded afterwards.
+        - For a total that is a sum of vectors of norm at most ``clip_norm`` the release is a Gaussian
+          mechanism with this noise multiplier, rounded afterwards.
         - The result is finite and of the same shape, whatever the records were, also when there were none.
     """
     if not np.all(np.isfinite(total)):

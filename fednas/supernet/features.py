@@ -12,8 +12,8 @@ from fednas.space.layers import Network
 def stem_features(network: Network, records: StreamedRecords, permit: Permit) -> StreamedRecords:
     """Records as the network's trunk sees them.
 
-    A stem has no parameters and treats every record by itself, so its output may be cached for the life of the records
-    and keeps their streams.
+    A stem has no parameters and treats every record by itself, so its output may be cached for the life of
+    the records and keeps their streams.
     """
     if network.stem_key == "identity":
         return records

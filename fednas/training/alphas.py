@@ -24,15 +24,17 @@ def architecture_gradient(
 ) -> NDArray[np.float64]:
     """One clipped, noised gradient of the loss with respect to the logits of the choices on a path.
 
-    Each choice on the path multiplies the output of the block it shapes by a gate of value one; the derivative of the loss
-    by the gate, times the derivative of the choice's probability by its logits, is the first-order gradient
-    (Liu et al. 2019 DARTS, 1806.09055; one sampled path a step as in Dong & Yang 2019, 1910.04465).
+    Each choice on the path multiplies the output of the block it shapes by a gate of value one; the
+    derivative of the loss by the gate, times the derivative of the choice's probability by its logits, is the
+    first-order gradient (Liu et al. 2019 DARTS, 1806.09055; one sampled path a step as in Dong & Yang 2019,
+    1910.04465).
 
     Args:
         network: a gated sub-network; its weights are not changed.
         records: the site's records.
         permit: charged to the plan's allowance ``alphas`` for one step.
-        jacobian: for each choice on the path, the derivative of the chosen option's probability by the choice's logits.
+        jacobian: for each choice on the path, the derivative of the chosen option's probability by the
+            choice's logits.
         divisor_size: declared size of the architecture stream.
         micro_batch: records held in memory at once.
 
@@ -40,7 +42,8 @@ def architecture_gradient(
         Shape (p,), float64: the averages for the choices of ``jacobian``, sorted by name and concatenated.
 
     Guarantees:
-        - A record's gradient over all logits together is clipped to the allowance's clip norm before anything is summed.
+        - A record's gradient over all logits together is clipped to the allowance's clip norm before anything
+          is summed.
         - Only the architecture stream is read; the path was drawn from public randomness before.
         - Only coordinates of choices on the path are released.
     """

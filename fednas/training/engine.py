@@ -1,4 +1,4 @@
-"""Clipped gradient sums of one materialised sub-network: the protocol, and the engine that Opacus provides."""
+"""Clipped gradient sums of one materialised sub-network: the protocol, and the engine from Opacus."""
 
 import warnings
 from collections.abc import Iterator
@@ -27,8 +27,8 @@ class ClippedSum(Protocol):
             Shape (d,), in the order of the module's parameters sorted by name.
 
         Guarantees:
-            - Adding or removing one record moves the result by at most the clip norm in L2, up to float error.
-            - A record whose gradient is not finite contributes zero.
+            - Adding or removing one record moves the result by at most the clip norm in L2, up to rounding.
+            - A record whose gradient is not finite, or too long for float32, contributes zero.
             - An empty batch gives zeros.
         """
         ...
@@ -40,9 +40,9 @@ class ClippedSum(Protocol):
 
 @final
 class OpacusEngine:
-    """Per-record gradients from `GradSampleModule`, joint clipping from `DPOptimizer`; noise comes from elsewhere.
+    """Per-record gradients from `GradSampleModule`, clipped by `DPOptimizer`; the noise comes from elsewhere.
 
-    `make_private` is never called: it would derive sampling rate and divisor from the private number of records.
+    `make_private` is never called: it would derive sampling rate and divisor from the number of records.
 
     Args:
         module: trained in place; every parameter must take part in the forward pass, or Opacus raises.
@@ -60,7 +60,7 @@ class OpacusEngine:
         self._micro_batch = micro_batch
         self._optimizer = DPOptimizer(
             torch.optim.SGD(self._parameters, lr=learning_rate, momentum=momentum),
-            noise_multiplier=0.0,  # the integer grid adds the noise; this optimizer only clips and accumulates
+            noise_multiplier=0.0,  # the integer grid adds the noise; here is only clipping and summing
             max_grad_norm=clip_norm,
             expected_batch_size=None,
             loss_reduction="sum",
@@ -76,12 +76,20 @@ class OpacusEngine:
                 # Opacus hooks every layer; the first one's input needs no gradient, which is no mistake.
                 warnings.filterwarnings("ignore", message="Full backward hook is firing")
                 loss.backward()  # type: ignore[no-untyped-call]
-            _mask_non_finite(self._parameters)
-            self._optimizer.clip_and_accumulate()
-            sums = [p.summed_grad.reshape(-1) for p in self._parameters]  # type: ignore[attr-defined]
-            total += torch.cat(sums).double().numpy()
+            part = self._clip()
+            # A value that is not finite makes the sum so, unless its record was clipped to nothing.
+            if not bool(part.isfinite().all()):
+                _mask_non_finite(self._parameters)
+                part = self._clip()
+            total += part.double().numpy()
             self._optimizer.zero_grad(set_to_none=True)
         return total
+
+    def _clip(self) -> Tensor:
+        for parameter in self._parameters:
+            parameter.summed_grad = None  # type: ignore[attr-defined]
+        self._optimizer.clip_and_accumulate()
+        return torch.cat([p.summed_grad.reshape(-1) for p in self._parameters])  # type: ignore[attr-defined]
 
     def apply(self, gradient: NDArray[np.float64]) -> None:
         """See `ClippedSum.apply`."""
@@ -93,11 +101,14 @@ class OpacusEngine:
         self._optimizer.zero_grad(set_to_none=True)
 
     def close(self) -> None:
-        """Take the hooks off, so that the module is a plain one again."""
+        """Take the hooks and all that they left off, so that the module is a plain one again."""
         self._module.remove_hooks()
         for parameter in self._parameters:
-            for name in ("grad_sample", "summed_grad"):
+            for name in ("grad_sample", "summed_grad", "_current_grad_sample", "_forward_counter"):
                 parameter.__dict__.pop(name, None)
+        for module in self._module.modules():
+            for name in ("activations", "max_batch_len"):
+                module.__dict__.pop(name, None)
 
 
 @contextmanager
@@ -122,6 +133,6 @@ def _mask_non_finite(parameters: list[nn.Parameter]) -> None:
     """Zero the whole gradient of every record that has a value which is not finite, in any parameter."""
     samples: list[Tensor] = [p.grad_sample for p in parameters]  # type: ignore[attr-defined]
     finite = torch.stack([g.reshape(len(g), -1).isfinite().all(dim=1) for g in samples]).all(dim=0)
-    if not bool(finite.all()):
-        for sample in samples:
-            sample[~finite] = 0.0
+    for parameter, sample in zip(parameters, samples, strict=True):
+        kept = finite.reshape(-1, *[1] * (sample.dim() - 1))
+        parameter.grad_sample = torch.where(kept, sample, 0.0)  # type: ignore[attr-defined]

@@ -24,8 +24,8 @@ class Optimisation:
         learning_rate: of plain SGD.
         momentum: of plain SGD, in [0, 1).
         micro_batch: records held in memory at once; it changes no result beyond rounding.
-        divisor_size: the declared size of the records that are read; a step divides by this times the plan's sampling
-            probability, never by a count.
+        divisor_size: the declared size of the records that are read; a step divides by this times the plan's
+            sampling probability, never by a count.
     """
 
     steps: int
@@ -43,7 +43,8 @@ def train_weights(
     Args:
         network: holds the weights to start from; its trunk is trained in place.
         records: the site's records.
-        permit: made by the ledger after the charge; it carries the noise, the sampling probability and the clip norm.
+        permit: made by the ledger after the charge; it carries the noise, the sampling probability and the
+            clip norm.
         allowance: the name in the plan that this training is charged to.
         optimisation: public constants.
 
@@ -51,8 +52,10 @@ def train_weights(
         Shape (d,), float32: trained minus initial weights, in the order of `flatten`.
 
     Guarantees:
-        - Each step reads an independent Poisson sample of the records of the allowance's streams and no other.
-        - Sampling probability, steps, divisor, clip norm and noise come from the plan and the site's declared size.
+        - Each step reads an independent Poisson sample of the records of the allowance's streams and no
+          other.
+        - Sampling probability, steps, divisor, clip norm and noise come from the plan and the site's declared
+          size.
         - Each step's only access to the records is one clipped, noised sum; all else is post-processing.
         - An empty sample and records with gradients that are not finite release noise of the same shape.
     """
