@@ -239,6 +239,7 @@ def _execute(path: Path, options: Options, *, resume: bool) -> dict[str, Any]:
 def _run_here(run_config: Mapping[str, Any], num_sites: int, options: Options) -> None:
     """Run both apps in this process, or the clients in worker processes: those that a deployment runs."""
     from client.app import app as client_app
+    from client.site import open_site
     from server.app import app as server_app
     from simulations.loopback import InProcessGrid
     from simulations.workers import WorkerGrid
@@ -251,7 +252,10 @@ def _run_here(run_config: Mapping[str, Any], num_sites: int, options: Options) -
             server_app(workers, context)
     else:
         grid: Grid = InProcessGrid(client_app, nodes, dict(run_config))
-        server_app(grid, context)
+        try:
+            server_app(grid, context)
+        finally:
+            open_site.cache_clear()  # closes the ledgers, and the next run may use the same folder
 
 
 def _cap(study: StudyConfig, options: Options) -> PrivacyBudget:
