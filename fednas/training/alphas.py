@@ -69,7 +69,8 @@ def _clip(rows: NDArray[np.float64], clip_norm: float) -> NDArray[np.float64]:
     """Mask rows that are not finite, then scale each to a norm of at most ``clip_norm``."""
     rows = np.where(np.isfinite(rows).all(axis=1, keepdims=True), rows, 0.0)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows * np.minimum(1.0, clip_norm / np.maximum(norms, 1e-12))
+    clipped: NDArray[np.float64] = rows * np.minimum(1.0, clip_norm / np.maximum(norms, 1e-12))
+    return clipped
 
 
 def _gate_gradients(network: Network, x: Tensor, y: Tensor) -> dict[str, NDArray[np.float64]]:

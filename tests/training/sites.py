@@ -1,6 +1,5 @@
 """Small networks, records and plans that the tests of private training share."""
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,13 +8,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fednas.privacy.allowance import READS, STREAMS, Allowance
+from fednas.privacy.allowance import READS, Allowance
 from fednas.privacy.budget import PrivacyBudget
 from fednas.privacy.events import Event, Gaussian, NonPrivate, PoissonGaussian
 from fednas.privacy.ledger import Arrays, Operation, Permit, PrivacyLedger
 from fednas.privacy.plan import PrivacyPlan
 from fednas.privacy.streams import StreamedRecords
-from fednas.space import Architecture, SearchSpace, create
+from fednas.space import Architecture, SearchSpace, Value, create
 from fednas.space.layers import Network
 
 torch.set_num_threads(1)
@@ -28,7 +27,7 @@ CONV = create("conv", (1, 8, 8), NUM_CLASSES)
 CONV1D = create("conv1d", (2, 16), NUM_CLASSES)
 SPACES = {"mlp": MLP, "conv": CONV, "conv1d": CONV1D}
 
-_STAGES = {
+_STAGES: dict[str, Value] = {
     "activation": "tanh",
     "norm": "group",
     "entry.width": 8,
@@ -42,7 +41,7 @@ _STAGES = {
     "stages.0.blocks.1.kernel": 5,
     "pool": 2,
 }
-_SIGNAL = {
+_SIGNAL: dict[str, Value] = {
     "activation": "selu",
     "norm": "group",
     "width": 8,
@@ -61,17 +60,23 @@ CHOSEN: dict[str, Architecture] = {
     "mlp-small": MLP.smallest(),
     "mlp-residual": Architecture.of(
         "mlp",
-        {"activation": "tanh", "depth": 3, "residual": True}
-        | {f"layers.{i}.width": width for i, width in enumerate((32, 16, 32))},
+        {
+            "activation": "tanh",
+            "depth": 3,
+            "residual": True,
+            "layers.0.width": 32,
+            "layers.1.width": 16,
+            "layers.2.width": 32,
+        },
     ),
     "conv-scattering": CONV.smallest(),
-    "conv-scattering-stages": Architecture.of("conv", {"stem": "scattering", "body": "conv"} | _STAGES),
-    "conv-trained": Architecture.of("conv", {"stem": "conv", "entry.kernel": 3} | _STAGES),
+    "conv-scattering-stages": Architecture.of("conv", {**_STAGES, "stem": "scattering", "body": "conv"}),
+    "conv-trained": Architecture.of("conv", {**_STAGES, "stem": "conv", "entry.kernel": 3}),
     "conv1d-spectrum": CONV1D.smallest(),
     "conv1d-spectrum-mlp": Architecture.of(
         "conv1d", {"stem": "spectrum", "body": "mlp", "hidden": 16, "activation": "relu"}
     ),
-    "conv1d-trained": Architecture.of("conv1d", {"stem": "conv"} | _SIGNAL),
+    "conv1d-trained": Architecture.of("conv1d", {**_SIGNAL, "stem": "conv"}),
 }
 
 
@@ -96,7 +101,7 @@ def trunk_batch(network: Network, space: SearchSpace, number: int, *, seed: int 
 
 
 def record_gradients(module: nn.Module, x: Tensor, y: Tensor) -> NDArray[np.float64]:
-    """Slow: each record's gradient by itself, shape (batch, d), in the order of the sorted parameter names."""
+    """Slow: each record's gradient by itself, shape (batch, d), parameters in the order of their names."""
     parameters = [p for _, p in sorted(module.named_parameters())]
     rows = []
     for record, label in zip(x, y, strict=True):
@@ -179,16 +184,3 @@ def released(
         ledger.open_plan("run", plan)
         operation = Operation(run="run", round=number, kind="train", nonce="nonce", digest="0" * 64)
         return ledger.release(operation, charges=charges, mechanism=mechanism).value
-
-
-def poisoned(x: NDArray[np.float32], keep: str) -> NDArray[np.float32]:
-    """The records with NaN in every stream but one: whoever reads those has NaN in its results."""
-    result = x.copy()
-    result[streams_of(len(x)) != STREAMS.index(keep)] = np.nan
-    return result
-
-
-def replaced(plan: PrivacyPlan, name: str, event: Event) -> PrivacyPlan:
-    """A plan with another event under one of its allowances."""
-    allowances = [dataclasses.replace(a, event=event) if a.name == name else a for a in plan.allowances]
-    return dataclasses.replace(plan, allowances=tuple(allowances))

@@ -234,7 +234,7 @@ def test_an_engine_that_fails_half_way_leaves_no_trace() -> None:
     assert dict(traces(network)) == before
 
 
-@pytest.mark.parametrize("key", ["conv1d-trained"])
+@pytest.mark.parametrize("key", ["mlp-residual"])
 def test_the_network_trains_and_exports_afterwards(key: str, tmp_path: Path) -> None:
     network = network_of(key)
     space = SPACES[CHOSEN[key].space]
