@@ -145,8 +145,8 @@ class Policy:
         mask = np.asarray(known, dtype=np.bool_)
         if not set(names) <= set(self._options) or values.shape != (int(mask.sum()),):
             raise ConfigurationError(
-                f"{len(names)} choices of the space {self._space.name!r} have {int(mask.sum())} options together, "
-                f"got {values.shape} gradients"
+                f"{len(names)} choices of the space {self._space.name!r} have {int(mask.sum())} options, "
+                f"got gradients of shape {values.shape}"
             )
         flat = np.full(self.size, np.nan)
         flat[mask] = values

@@ -1,7 +1,6 @@
 """Tree-structured Parzen estimators, by Optuna: the study is rebuilt from the history at each ask."""
 
 import logging
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, final
@@ -9,7 +8,7 @@ from typing import Any, final
 import numpy as np
 import optuna
 from optuna.distributions import CategoricalDistribution
-from optuna.trial import TrialState, create_trial
+from optuna.trial import create_trial
 
 from fednas.search.feasible import Feasible
 from fednas.search.strategy import History, Trial, pool
@@ -32,7 +31,7 @@ class Tpe:
         violation: relative excess over the device's limits, 0 or less fits.
         num_initial: how many outcomes to see before modelling.
 
-    Source: Bergstra et al. (2011), NeurIPS; the multivariate grouping of Falkner et al. (2018), 1807.01774.
+    Source: Bergstra et al. (2011), NeurIPS; Watanabe (2023), 2304.11127.
     """
 
     def __init__(
@@ -75,9 +74,8 @@ class Tpe:
         sampler = optuna.samplers.TPESampler(
             seed=seed,
             n_startup_trials=self._num_initial,
-            multivariate=True,
-            group=True,
-            constant_liar=True,
+            multivariate=False,  # so that conditional choices learn from the trials that have them
+            constant_liar=True,  # suggestions of the same ask repel each other
         )
         study = optuna.create_study(direction="maximize", sampler=sampler)
         options = self._space.options()
@@ -94,7 +92,10 @@ class Tpe:
         return study
 
     def _suggest(self, study: optuna.Study) -> Architecture:
-        """Suggest once; what is taken stays a running trial, which repels the next suggestion."""
+        """Suggest once; the trial stays running and repels the next ones, whether it was seen or did not fit.
+
+        Telling the study of misfits as well would count them as outcomes and widen what passes for good.
+        """
         trial = study.ask()
 
         def pick(name: str, options: tuple[Value, ...]) -> Value:
@@ -102,24 +103,15 @@ class Tpe:
             assert picked is not None, "no option of a space is None"
             return picked
 
-        architecture = self._space.complete(pick)
-        violation = self._feasible.violation(architecture)
-        if violation > 0.0:
-            trial.set_constraint(CONSTRAINT, violation)
-            study.tell(trial, 0.0)  # the value of an infeasible trial is not looked at
-        elif self._history.staleness(architecture):
-            study.tell(trial, state=TrialState.FAIL)  # known already: it says nothing new
-        return architecture
+        return self._space.complete(pick)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence Optuna's log lines and its notices of experimental features, for this block only."""
+    """Silence Optuna's log lines, for this block only."""
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            yield
+        yield
     finally:
         optuna.logging.set_verbosity(verbosity)
