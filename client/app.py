@@ -56,7 +56,7 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def _answer(message: Message, context: Context, act: Callable[[Site], RecordDict]) -> Message:
-    """Act on the site of this node; whatever goes wrong leaves as a constant code, and stays here in words."""
+    """Act on the site of this node; whatever goes wrong leaves as a constant code, its words stay here."""
     try:
         content = act(open_site(_site_file(context)))
     except Exception as error:  # noqa: BLE001  an exception's text or type may hold private values: it must not travel

@@ -1,4 +1,4 @@
-"""When a study trains, when it evaluates, and so how many releases it will ever make: a pure function of its config."""
+"""When a study trains and evaluates, and so how much it will ever release: a function of its config."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ class Step:
 
     Args:
         round: counted from 1; the identity of the round at every site.
-        kind: `search` trains paths of the supernet, `generation` counts correct predictions of candidates, `final` trains the
-            chosen architectures on, `report` counts theirs once more.
+        kind: `search` trains paths of the supernet, `generation` counts correct predictions of candidates,
+            `final` trains the chosen architectures on, `report` counts theirs once more.
     """
 
     round: int
@@ -27,7 +27,8 @@ class Step:
 def agenda(study: StudyConfig) -> tuple[Step, ...]:
     """All rounds of a study in order.
 
-    Generations are spread evenly over the search rounds, the last one ends them. Without a search every round is final.
+    Generations are spread evenly over the search rounds, the last one ends them. Without a search every round
+    is final.
     """
     plan = study.schedule
     if study.search.fixed is not None:

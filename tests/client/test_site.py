@@ -1,0 +1,352 @@
+"""A site refuses with a constant code before it charges, and answers a repeated task with the same bytes."""
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from client import site as site_module
+from client.app import app
+from client.site import open_site
+from fednas.config import StudyConfig, dump_study, load_site
+from fednas.privacy.budget import PrivacyBudget
+from fednas.privacy.plan import PrivacyPlan
+from fednas.schedule import release_schedule
+from fednas.search import Policy
+from fednas.space import Architecture, create
+from fednas.supernet import Supernet
+from fednas.wire import SiteFacts, Task, decode, decode_facts, encode_task
+from simulations.loopback import InProcessGrid
+from tests.simulations import tiny
+
+SECRET = "record 17 has the value 42.125"
+STUDY = tiny.study(search={"strategy": "differentiable"})
+SPACE = create("mlp", (4,), 3)
+SUPERNET = Supernet.initialise(SPACE, seed=0)
+SMALL, LARGE = SPACE.smallest(), SPACE.largest()
+TOO_LARGE_SITE = 2  # cobra, of the small tier
+Change = Callable[[Task], Task]
+
+
+def plan_of(study: StudyConfig = STUDY, *, epsilon: float = 3.0) -> PrivacyPlan:
+    return PrivacyPlan.calibrate(
+        budget=PrivacyBudget(epsilon=epsilon, delta=study.privacy.delta),
+        proportions=study.privacy.proportions,
+        schedule=release_schedule(study, 3),
+    )
+
+
+def task(
+    kind: str = "train",
+    *architectures: Architecture,
+    study: StudyConfig = STUDY,
+    plan: PrivacyPlan | None = None,
+    alphas: bool = False,
+) -> Task:
+    paths = architectures or (SMALL,)
+    arrays: dict[str, Any] = {f"weights.{i}": SUPERNET.gather(path) for i, path in enumerate(paths)}
+    if alphas:
+        arrays["alphas"] = Policy(SPACE).flat()
+    return Task(
+        kind=kind,  # type: ignore[arg-type]
+        run="run",
+        round=1,
+        plan=(plan or plan_of(study)).to_json(),
+        study=dump_study(study),
+        architectures=paths,
+        arrays=arrays,
+    )
+
+
+class Sites:
+    """The three tiny sites behind the real client app."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._grid = InProcessGrid(
+            app,
+            {i + 1: {"partition-id": i} for i in range(tiny.NUM_SITES)},
+            {"sites-dir": str(path / "sites")},
+        )
+
+    def send(self, content: RecordDict, kind: str = "train", site: int = 0) -> RecordDict:
+        (reply,) = self._grid.send_and_receive([Message(content, site + 1, kind, ttl=60.0)])
+        assert not reply.has_error(), "the app answers whatever happens"
+        return reply.content
+
+    def ask(self, what: Task, site: int = 0) -> RecordDict:
+        return self.send(encode_task(what), "evaluate" if what.kind == "evaluate" else "train", site)
+
+    def entries(self, site: int = 0) -> list[str]:
+        """The kinds of entries in a site's ledger, read past it; empty while there is no file."""
+        ledger = load_site(self.path / "sites" / f"site-{site}" / "site.toml").ledger
+        if not ledger.exists():
+            return []
+        with sqlite3.connect(ledger) as connection:
+            rows = connection.execute("SELECT kind FROM entries ORDER BY seq").fetchall()
+        connection.close()
+        return [row[0] for row in rows]
+
+    def restart(self) -> None:
+        open_site.cache_clear()
+
+
+@pytest.fixture
+def sites(tmp_path: Path) -> Iterator[Sites]:
+    yield Sites(tiny.make_run(tmp_path / "run", STUDY))
+    open_site.cache_clear()
+
+
+def code(content: RecordDict) -> str:
+    """The refusal's code, after a check that a code is all there is."""
+    assert list(content) == ["refusal"]
+    assert list(content.config_records["refusal"]) == ["code"]
+    return str(content.config_records["refusal"]["code"])
+
+
+def same(left: RecordDict, right: RecordDict) -> bool:
+    return (
+        left.config_records["manifest"]["json"] == right.config_records["manifest"]["json"]
+        and left.array_records["data"]["flat"].data == right.array_records["data"]["flat"].data
+    )
+
+
+def foreign() -> Architecture:
+    """An architecture that no space of the study holds."""
+    return Architecture.of("mlp", SMALL.as_dict() | {"layers.0.width": 17})
+
+
+def with_weights(index: int, weights: np.ndarray) -> Change:
+    return lambda t: replace(t, arrays={**t.arrays, f"weights.{index}": weights})
+
+
+def with_alphas(values: np.ndarray) -> Change:
+    return lambda t: replace(t, arrays={**t.arrays, "alphas": values})
+
+
+MALFORMED: dict[str, Change] = {
+    "an architecture outside the space": lambda t: replace(t, architectures=(foreign(),)),
+    "an architecture of another space": lambda t: replace(
+        t, architectures=(Architecture.of("conv", SMALL.as_dict()),)
+    ),
+    "weights that are too short": with_weights(0, SUPERNET.gather(SMALL)[:-1]),
+    "weights that are too long": with_weights(0, SUPERNET.gather(LARGE)),
+    "weights of another type": with_weights(0, SUPERNET.gather(SMALL).astype(np.float64)),
+    "weights of another shape": with_weights(0, SUPERNET.gather(SMALL)[None]),
+    "no weights": lambda t: replace(t, arrays={}),
+    "weights of two, architecture of one": with_weights(1, SUPERNET.gather(SMALL)),
+    "an array of unknown use": lambda t: replace(t, arrays={**t.arrays, "extra": np.zeros(1)}),
+    "two architectures to train": lambda t: replace(
+        t,
+        architectures=(SMALL, SMALL),
+        arrays={"weights.0": SUPERNET.gather(SMALL), "weights.1": SUPERNET.gather(SMALL)},
+    ),
+    "no architecture": lambda t: replace(t, architectures=(), arrays={}),
+    "nothing to evaluate": lambda t: replace(t, kind="evaluate", architectures=(), arrays={}),
+    "alphas to evaluate": lambda t: with_alphas(Policy(SPACE).flat())(replace(t, kind="evaluate")),
+    "alphas in the final": lambda t: with_alphas(Policy(SPACE).flat())(replace(t, kind="final")),
+    "alphas that are too short": with_alphas(np.zeros(3)),
+    "alphas that are no numbers": with_alphas(np.full_like(Policy(SPACE).flat(), np.nan)),
+    "an unknown kind": lambda t: replace(t, kind="look"),  # type: ignore[arg-type]
+    "a study that is none": lambda t: replace(t, study="epsilon = 3"),
+    "a study that is no TOML": lambda t: replace(t, study="= ="),
+    "a plan that is none": lambda t: replace(t, plan="{}"),
+    "a plan in another spelling": lambda t: replace(t, plan=t.plan.replace(",", ", ", 1)),
+    "a plan of infinite noise": lambda t: replace(
+        t, plan=t.plan.replace('"noise_multiplier":"', '"noise_multiplier":"inf', 1)
+    ),
+}
+
+
+@pytest.mark.parametrize("change", MALFORMED.values(), ids=MALFORMED.keys())
+def test_a_malformed_task_is_refused_before_anything_is_charged(sites: Sites, change: Change) -> None:
+    assert code(sites.ask(change(task()))) == "MALFORMED"
+    assert sites.entries() == ["OPEN"]
+
+
+def test_an_empty_message_is_refused_before_anything_is_charged(sites: Sites) -> None:
+    assert code(sites.send(RecordDict())) == "MALFORMED"
+    assert code(sites.send(RecordDict({"manifest": ConfigRecord({"json": "[]"})}), "evaluate")) == "MALFORMED"
+    assert sites.entries() == ["OPEN"]
+
+
+def test_a_task_of_another_protocol_is_refused(sites: Sites) -> None:
+    content = encode_task(task())
+    manifest = json.loads(str(content.config_records["manifest"]["json"])) | {"protocol": 0}
+    content["manifest"] = ConfigRecord({"json": json.dumps(manifest)})
+    assert code(sites.send(content)) == "MALFORMED"
+    assert sites.entries() == ["OPEN"]
+
+
+@pytest.mark.parametrize("kind", ["train", "final", "evaluate"])
+def test_a_path_that_does_not_fit_the_device_is_refused_before_anything_is_charged(
+    sites: Sites, kind: str
+) -> None:
+    assert code(sites.ask(task(kind, LARGE), site=TOO_LARGE_SITE)) == "DOES_NOT_FIT"
+    assert sites.entries(TOO_LARGE_SITE) == ["OPEN"]
+    assert decode(sites.ask(task(kind, LARGE), site=0)), "it does fit the largest device"
+
+
+def test_one_candidate_of_many_that_does_not_fit_refuses_them_all(sites: Sites) -> None:
+    assert code(sites.ask(task("evaluate", SMALL, LARGE), site=TOO_LARGE_SITE)) == "DOES_NOT_FIT"
+    assert sites.entries(TOO_LARGE_SITE) == ["OPEN"]
+
+
+def test_a_plan_over_the_cap_is_refused_and_only_the_refusal_is_written(sites: Sites) -> None:
+    greedy = task(plan=plan_of(epsilon=3.5))
+    assert code(sites.ask(greedy)) == "BUDGET_EXHAUSTED"
+    assert sites.entries() == ["OPEN", "REFUSE"]
+    assert code(sites.ask(greedy)) == "BUDGET_EXHAUSTED"
+    assert sites.entries() == ["OPEN", "REFUSE"], "a repeated request fills no disk"
+
+
+def test_a_plan_without_noise_is_over_every_cap(sites: Sites) -> None:
+    bare = tiny.study(privacy={"epsilon": float("inf"), "non_private": True})
+    plan = PrivacyPlan.calibrate(
+        budget=bare.privacy.budget,
+        proportions=bare.privacy.proportions,
+        schedule=release_schedule(bare, 3),
+    )
+    assert code(sites.ask(task(study=bare, plan=plan))) == "BUDGET_EXHAUSTED"
+    assert sites.entries() == ["OPEN", "REFUSE"]
+
+
+def test_a_second_plan_that_no_longer_fits_is_refused(sites: Sites) -> None:
+    assert decode(sites.ask(task()))
+    assert code(sites.ask(replace(task(), run="again"))) == "BUDGET_EXHAUSTED"
+    assert sites.entries() == ["OPEN", "PLAN", "RESERVE", "RELEASE", "REFUSE"]
+
+
+def test_another_plan_for_the_same_run_is_refused(sites: Sites) -> None:
+    assert decode(sites.ask(task()))
+    other = replace(task(plan=plan_of(epsilon=2.0)), round=2)
+    assert code(sites.ask(other)) == "REPLAY_MISMATCH"
+    assert sites.entries()[-2:] == ["RELEASE", "REFUSE"]
+
+
+def test_more_steps_than_the_plan_has_are_never_taken(sites: Sites) -> None:
+    greedy = tiny.study(search={"strategy": "differentiable"}, training={"steps_per_round": 1000})
+    assert code(sites.ask(task(study=greedy, plan=plan_of()))) == "BUDGET_EXHAUSTED"
+    assert sites.entries() == ["OPEN", "PLAN", "REFUSE"]
+
+
+def test_a_release_that_the_plan_does_not_know_is_never_made(sites: Sites) -> None:
+    fixed = tiny.study(search={"fixed": {"large": SMALL.as_dict()}})
+    assert code(sites.ask(task("evaluate", study=fixed))) == "PRIVACY_REFUSAL"
+    assert "RESERVE" not in sites.entries()
+
+
+def test_data_that_cannot_be_read_are_found_before_anything_is_charged(sites: Sites) -> None:
+    (sites.path / "sites" / "site-0" / "data.npz").unlink()
+    assert code(sites.ask(task())) == "SITE_FAILURE"
+    assert sites.entries() == ["OPEN"]
+
+
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [
+        (np.full((60, 4), np.nan, dtype=np.float32), np.arange(60) % 3),
+        (np.zeros((60, 4), dtype=np.float32), np.zeros(60, dtype=np.int64)),
+        (np.zeros((60, 5), dtype=np.float32), np.arange(60) % 3),
+    ],
+    ids=["features that are no numbers", "one class", "another shape"],
+)
+def test_bad_records_are_a_failure_without_a_word_or_a_charge(
+    sites: Sites, x: np.ndarray, y: np.ndarray
+) -> None:
+    np.savez(sites.path / "sites" / "site-0" / "data.npz", x=x, y=y)
+    assert code(sites.ask(task())) == "SITE_FAILURE"
+    assert sites.entries() == ["OPEN"]
+
+
+def test_a_corrupt_ledger_is_a_ledger_failure(sites: Sites) -> None:
+    (sites.path / "sites" / "site-0" / "ledger.db").write_bytes(b"not a database" * 100)
+    assert code(sites.ask(task())) == "LEDGER_FAILURE"
+    assert code(sites.send(RecordDict(), "query.hello")) == "LEDGER_FAILURE"
+
+
+def test_a_node_without_a_site_says_so_with_a_code() -> None:
+    grid = InProcessGrid(app, {1: {}}, {})
+    (reply,) = grid.send_and_receive([Message(RecordDict(), 1, "query.hello", ttl=60.0)])
+    assert code(reply.content) == "MALFORMED"
+
+
+@pytest.mark.parametrize(
+    "what", [task(), task("final"), task("evaluate", SMALL, SMALL), task(alphas=True)], ids=lambda t: t.kind
+)
+def test_a_repeated_task_gets_the_same_bytes_without_a_charge_even_after_a_restart(
+    sites: Sites, what: Task
+) -> None:
+    first = sites.ask(what)
+    assert sites.entries() == ["OPEN", "PLAN", "RESERVE", "RELEASE"]
+    assert same(first, sites.ask(what))
+    sites.restart()
+    assert same(first, sites.ask(what))
+    assert sites.entries() == ["OPEN", "PLAN", "RESERVE", "RELEASE"]
+
+
+def test_another_round_is_another_operation_with_other_noise(sites: Sites) -> None:
+    assert not same(sites.ask(task()), sites.ask(replace(task(), round=2)))
+    assert sites.entries() == ["OPEN", "PLAN", "RESERVE", "RELEASE", "RESERVE", "RELEASE"]
+
+
+def test_the_same_operation_with_another_content_is_refused_and_not_charged(sites: Sites) -> None:
+    first = sites.ask(task())
+    other = with_weights(0, SUPERNET.gather(SMALL) + np.float32(1))(task())
+    assert code(sites.ask(other)) == "REPLAY_MISMATCH"
+    assert sites.entries() == ["OPEN", "PLAN", "RESERVE", "RELEASE", "REFUSE"]
+    assert same(first, sites.ask(task())), "the first content is still answered"
+
+
+def test_an_unexpected_exception_leaves_as_a_code_without_a_word_and_its_charge_stays(
+    sites: Sites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(SECRET)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(site_module, "train_weights", fail)
+        content = sites.ask(task())
+    assert code(content) == "SITE_FAILURE"
+    assert SECRET not in repr(content)
+    assert sites.entries() == ["OPEN", "PLAN", "RESERVE"], "the charge stays"
+    assert decode(sites.ask(task()))
+    assert sites.entries() == ["OPEN", "PLAN", "RESERVE", "RESERVE", "RELEASE"], "a retry charges again"
+
+
+def test_hello_holds_facts_of_the_configuration_and_nothing_else(sites: Sites) -> None:
+    content = sites.send(RecordDict(), "query.hello", site=1)
+    assert list(content) == ["facts"]
+    assert list(content.config_records["facts"]) == ["json"]
+    config = load_site(sites.path / "sites" / "site-1" / "site.toml")
+    assert decode_facts(content) == SiteFacts(
+        site=config.name,
+        dataset=config.dataset,
+        declared_size=config.declared_size,
+        epsilon_cap=config.epsilon,
+        delta=config.delta,
+        device=config.device,
+    )
+    assert set(json.loads(str(content.config_records["facts"]["json"]))) == {
+        "site",
+        "dataset",
+        "declared_size",
+        "epsilon_cap",
+        "delta",
+        "device",
+        "protocol",
+    }
+
+
+def test_hello_says_the_same_whatever_the_records_are(sites: Sites) -> None:
+    before = sites.send(RecordDict(), "query.hello")
+    (sites.path / "sites" / "site-0" / "data.npz").unlink()
+    sites.restart()
+    after = sites.send(RecordDict(), "query.hello")
+    assert before.config_records["facts"]["json"] == after.config_records["facts"]["json"]
