@@ -24,14 +24,15 @@ def naswot(network: nn.Module, inputs: Tensor) -> float:
     """Score how differently a network's activations respond to different inputs.
 
     The code of an input is the signs of all outputs of ReLU, Tanh and SELU modules; the kernel counts on how
-    many units two codes agree, and the score is its log-determinant.
+    many units two codes agree, and the score is its log-determinant. The identity is added to the kernel, so
+    that networks with fewer units than inputs, whose kernel is singular, can be compared too.
 
     Args:
         network: any network; it is not changed.
         inputs: (batch, *input_shape); noise will do.
 
     Returns:
-        Higher is better; -inf when two inputs have the same code, or there are no such activations.
+        Higher is better; 0 when there are no such activations, which is the least possible.
 
     Source: Mellor et al. (2021), 2006.04647.
     """
@@ -48,12 +49,10 @@ def naswot(network: nn.Module, inputs: Tensor) -> float:
         for hook in hooks:
             hook.remove()
     if not codes:
-        return -math.inf
+        return 0.0
     code = torch.cat(codes, dim=1)
-    if len(torch.unique(code, dim=0)) < len(code):
-        return -math.inf  # a singular kernel; its computed determinant would be rounding noise
-    sign, logdet = torch.linalg.slogdet(code @ code.T + (1.0 - code) @ (1.0 - code).T)
-    return float(logdet) if sign > 0 else -math.inf
+    kernel = code @ code.T + (1.0 - code) @ (1.0 - code).T
+    return float(torch.logdet(kernel + torch.eye(len(kernel), dtype=torch.float64)))
 
 
 def synflow(network: Network, input_shape: tuple[int, ...]) -> float:
@@ -75,6 +74,8 @@ def synflow(network: Network, input_shape: tuple[int, ...]) -> float:
         shape = network.stem(torch.zeros(1, *input_shape)).shape
     trunk = _linearised(copy.deepcopy(network.trunk)).double()
     parameters = list(trunk.parameters())
+    if not parameters:
+        return -math.inf
     with torch.no_grad():
         for parameter in parameters:
             parameter.abs_()
