@@ -1,7 +1,7 @@
-"""What crosses the network: one flat array and one JSON manifest a message; a site's values only as `Released`.
+"""What crosses the network: one flat array and one JSON manifest a message, a site's values as `Released`.
 
-Every byte a site sends is one of three things: facts from its configuration (`SiteFacts`), a constant refusal code, or a
-`Released` value that its ledger charged for. This is the only module of the library that knows Flower.
+Every byte a site sends is one of three things: facts from its configuration (`SiteFacts`), a constant refusal
+code, or a `Released` value that its ledger charged for. No other module of the library knows Flower.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from fednas.devices import DeviceProfile
-from fednas.errors import ExchangeError, PrivacyError
+from fednas.errors import ConfigurationError, ExchangeError, PrivacyError
 from fednas.privacy.ledger import Arrays, Operation, Released
 from fednas.space import Architecture
 
@@ -26,6 +26,9 @@ PROTOCOL = 1
 """Raised whenever a message changes its meaning; a site refuses another one."""
 
 TaskKind = Literal["train", "final", "evaluate"]
+
+_NPY_HEADER = 128  # bytes that numpy writes before the values of any array of one dimension
+_MAX_NAME = 80
 
 
 class Refusal(StrEnum):
@@ -63,7 +66,7 @@ class Task:
     arrays: Mapping[str, NDArray[Any]] = field(repr=False)
 
     def operation(self, site: str) -> Operation:
-        """The ledger's name of this task at a site: the same after a crash, so that a repeat is recognised."""
+        """The ledger's name of this task at a site: the same after a crash, so a repeat is recognised."""
         nonce = hashlib.sha256(f"{self.run}|{self.round}|{self.kind}|{site}".encode()).hexdigest()[:16]
         return Operation(run=self.run, round=self.round, kind=self.kind, nonce=nonce, digest=self.digest())
 
@@ -75,7 +78,11 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class SiteFacts:
-    """What a site says of itself: all of it from its configuration, nothing counted or measured on data."""
+    """What a site says of itself: all of it from its configuration, nothing counted or measured on data.
+
+    Raises:
+        ExchangeError: a field is of another type or out of its bounds.
+    """
 
     site: str
     dataset: str
@@ -84,6 +91,16 @@ class SiteFacts:
     delta: float
     device: DeviceProfile
     protocol: int = PROTOCOL
+
+    def __post_init__(self) -> None:
+        names = all(
+            isinstance(name, str) and 0 < len(name) <= _MAX_NAME and name.isprintable()
+            for name in (self.site, self.dataset)
+        )
+        counts = all(type(count) is int and count >= 1 for count in (self.declared_size, self.protocol))
+        budget = all(type(bound) in (int, float) for bound in (self.epsilon_cap, self.delta))
+        if not (names and counts and budget and self.epsilon_cap > 0.0 and 0.0 < self.delta < 1.0):
+            raise ExchangeError("a site described itself with a value that is out of its bounds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,17 +124,21 @@ def decode_task(content: RecordDict) -> Task:
         ExchangeError: when it is not exactly what `encode_task` makes.
     """
     manifest, arrays = _unpack(content)
+    if manifest.pop("protocol", None) != PROTOCOL:
+        raise ExchangeError(
+            f"the server speaks another protocol than {PROTOCOL}; install the same fednas version"
+        )
     try:
-        if manifest.pop("protocol") != PROTOCOL:
-            raise ExchangeError(
-                f"the server speaks another protocol than {PROTOCOL}; install the same fednas version"
-            )
         architectures = tuple(Architecture.from_json(text) for text in manifest.pop("architectures"))
         task = Task(architectures=architectures, arrays=arrays, **manifest)
-        if task.kind not in ("train", "final", "evaluate"):
-            raise ExchangeError("unknown kind of task")
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ExchangeError("a task has missing or unknown fields") from error
+    except (KeyError, TypeError, ConfigurationError) as error:
+        raise ExchangeError("a task has missing, unknown or malformed fields") from error
+    if task.kind not in ("train", "final", "evaluate"):
+        raise ExchangeError("unknown kind of task")
+    if type(task.round) is not int or not all(isinstance(t, str) for t in (task.run, task.plan, task.study)):
+        raise ExchangeError("a task has a field of another type")
+    if arrays.keys() - {"alphas"} != {f"weights.{index}" for index in range(len(architectures))}:
+        raise ExchangeError("a task has other arrays than its architectures need")
     return task
 
 
@@ -152,9 +173,9 @@ def decode_facts(content: RecordDict) -> SiteFacts:
         ExchangeError: when they are malformed.
     """
     try:
-        raw = json.loads(str(content.config_records["facts"]["json"]))
+        raw = _object(content.config_records["facts"]["json"])
         return SiteFacts(**(raw | {"device": DeviceProfile(**raw["device"])}))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ConfigurationError) as error:
         raise ExchangeError("a site described itself in an unknown form") from error
 
 
@@ -170,10 +191,9 @@ def decode(content: RecordDict) -> Answer | Refusal:
         except (KeyError, ValueError) as error:
             raise ExchangeError("a site refused with an unknown code") from error
     manifest, arrays = _unpack(content)
-    try:
-        return Answer(operation_id=str(manifest["operation"]), head=str(manifest["head"]), arrays=arrays)
-    except KeyError as error:
-        raise ExchangeError("a reply has missing fields") from error
+    if set(manifest) != {"operation", "head"} or not all(isinstance(v, str) for v in manifest.values()):
+        raise ExchangeError("a reply has missing, unknown or malformed fields")
+    return Answer(operation_id=manifest["operation"], head=manifest["head"], arrays=arrays)
 
 
 def _task_parts(task: Task) -> tuple[str, bytes]:
@@ -186,7 +206,8 @@ def _task_parts(task: Task) -> tuple[str, bytes]:
         "study": task.study,
         "architectures": [a.to_json() for a in task.architectures],
     }
-    return _canonical(manifest), save(dict(task.arrays))
+    # safetensors writes the memory behind a strided view as if it were dense: other numbers would be sent.
+    return _canonical(manifest), save({name: np.asarray(a, order="C") for name, a in task.arrays.items()})
 
 
 def _pack(manifest: str, blob: bytes) -> RecordDict:
@@ -198,13 +219,32 @@ def _pack(manifest: str, blob: bytes) -> RecordDict:
 
 def _unpack(content: RecordDict) -> tuple[dict[str, Any], Arrays]:
     try:
-        manifest = json.loads(str(content.config_records["manifest"]["json"]))
-        flat = content.array_records["data"]["flat"].numpy()
-        if flat.dtype != np.uint8 or flat.ndim != 1 or not isinstance(manifest, dict):
-            raise ExchangeError("a message is one flat array of bytes and one JSON object")
-        return manifest, load(flat.tobytes())
+        manifest = _object(content.config_records["manifest"]["json"])
+        return manifest, load(_blob(content.array_records["data"]["flat"]))
     except (KeyError, ValueError, SafetensorError) as error:
         raise ExchangeError("a message is not in the form of this protocol") from error
+
+
+def _blob(array: Array) -> bytes:
+    """The bytes that `_pack` put into an array.
+
+    Numpy's own reader is not asked: a forged header could name any type, a huge size, or an archive.
+    """
+    blob = bytes(array.data[_NPY_HEADER:])
+    if array.data != Array(np.frombuffer(blob, dtype=np.uint8)).data:
+        raise ExchangeError("a message is one flat array of bytes and one JSON object")
+    return blob
+
+
+def _object(text: object) -> dict[str, Any]:
+    """Read a JSON object."""
+    try:
+        value = json.loads(str(text))
+    except (ValueError, RecursionError) as error:
+        raise ExchangeError("a message holds no JSON where this protocol has it") from error
+    if not isinstance(value, dict):
+        raise ExchangeError("a message is one flat array of bytes and one JSON object")
+    return value
 
 
 def _canonical(value: Mapping[str, Any]) -> str:
