@@ -36,6 +36,9 @@ from server.exchange import exchange
 
 _log = logging.getLogger("fednas.coordinator")
 
+SANDWICH_EVERY = 3
+"""One search round in so many trains the smallest, the largest and random paths, to keep the supernet whole."""
+
 _MESSAGE = {"train": "train", "final": "train", "evaluate": "evaluate"}
 
 
@@ -76,6 +79,7 @@ class Coordinator:
         }
         self._chosen = _fixed(self._study, space, cohort)
         self._fitness: dict[str, Estimate] = {}
+        self._candidates: list[Architecture] = []
         self._retired: dict[str, str] = {}
         self._completed = 0
 
@@ -165,17 +169,24 @@ class Coordinator:
         return {"sites": sites}
 
     def _paths(self, step: Step) -> Sequence[Architecture | None]:
-        """Public randomness, before anything is asked: a path a member, none where nothing chosen fits."""
-        generator = self._generator(step, 0)
-        if step.kind == "final" or (self._chosen and self._policy is None and step.round % 2):
+        """Public randomness, before anything is asked: a path a member, none where nothing chosen fits.
+
+        Every third search round is a sandwich; the others train what will be evaluated: the candidates of the generation,
+        or paths drawn from the architecture parameters.
+        """
+        if step.kind == "final":
             return self._cohort.rotate(list(self._chosen.values()), step.round)
-        if self._policy is not None and self._chosen:
-            return self._cohort.policy_paths(self._policy, generator)
-        return self._cohort.search_paths(step.round, generator)
+        if step.round % SANDWICH_EVERY == 0:
+            return self._cohort.search_paths(step.round, self._generator(step, 0))
+        if self._policy is not None:
+            return self._cohort.policy_paths(self._policy, self._generator(step, 0))
+        self._candidates = self._candidates or self._propose(step)
+        return self._cohort.rotate(self._candidates, step.round)
 
     # Evaluation rounds
 
-    def _generation(self, step: Step) -> dict[str, Any]:
+    def _propose(self, step: Step) -> list[Architecture]:
+        """The candidates of a generation: what each tier has, and what its strategy asks for, shortlisted for free."""
         share = candidates_per_tier(self._study, len(self._cohort.tiers))
         candidates: dict[Architecture, None] = {}
         live = self._live_tiers()
@@ -183,20 +194,24 @@ class Coordinator:
             if tier not in live:
                 continue
             generator = self._generator(step, 1 + index)
-            incumbent = [self._chosen[tier]] if tier in self._chosen else []
-            pool = [a for a in strategy.ask(self._study.search.pool, generator) if a not in incumbent]
-            count = min(share - len(incumbent), len(pool))
+            kept = [self._chosen.get(tier, self._space.smallest())]
+            pool = [a for a in strategy.ask(self._study.search.pool, generator) if a not in kept]
+            count = min(share - len(kept), len(pool))
             ranked = shortlist(
                 pool,
-                self._supernet.extract,
+                self._space.build,
                 self._cohort.costs,
                 count,
                 input_shape=self._space.input_shape,
                 generator=generator,
                 explore=round(count * self._study.search.explore),
             )
-            candidates.update(dict.fromkeys([*incumbent, *ranked]))
-        trials, sites = self._evaluate(step, list(candidates))
+            candidates.update(dict.fromkeys([*kept, *ranked]))
+        return list(candidates)
+
+    def _generation(self, step: Step) -> dict[str, Any]:
+        trials, sites = self._evaluate(step, self._candidates or self._propose(step))
+        self._candidates = []
         for strategy in self._strategies.values():
             strategy.tell(trials)
         for tier in self._live_tiers():
@@ -333,6 +348,7 @@ class Coordinator:
             "policy": None if self._policy is None else self._policy.state(),
             "chosen": {tier: architecture.to_json() for tier, architecture in self._chosen.items()},
             "fitness": {tier: asdict(estimate) for tier, estimate in self._fitness.items()},
+            "candidates": [architecture.to_json() for architecture in self._candidates],
             "retired": self._retired,
         }
 
@@ -360,6 +376,7 @@ class Coordinator:
             self._policy.restore(state["policy"])
         self._chosen = {tier: Architecture.from_json(text) for tier, text in state["chosen"].items()}
         self._fitness = {tier: Estimate(**value) for tier, value in state["fitness"].items()}
+        self._candidates = [Architecture.from_json(text) for text in state["candidates"]]
         self._retired = dict(state["retired"])
 
 
