@@ -1,6 +1,7 @@
 """`python -m simulations`: list the scenarios, run one, or compare it with its baselines."""
 
 import json
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -115,6 +116,37 @@ def run_scenario(
         print(json.dumps(outcome | {"path": str(path)}, indent=1, sort_keys=True))  # noqa: T201
     else:
         console.show(path, outcome)
+
+
+@cli.command("compare")
+def compare_scenario(
+    name: Annotated[str, typer.Argument(help="A scenario; see `list`.")],
+    epsilon: Annotated[list[float] | None, typer.Option(help="Repeat for several. Default: 1, 3 and 8.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds, from 0.")] = 3,
+    draws: Annotated[int, typer.Option(min=1, help="Random architectures a seed.")] = 3,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
+    out: Annotated[Path | None, typer.Option(help="JSON lines; continues if there. Default: runs/compare-NAME.jsonl.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summaries for programs.")] = False,
+) -> None:
+    """Compare the search with random and fixed architectures and each tier alone, at the same epsilon."""
+    from rich.progress import Progress
+
+    from simulations import analysis, console
+
+    if name not in SCENARIOS:
+        raise ConfigurationError(f"unknown scenario {name!r}; choose one of {', '.join(SCENARIOS)}")
+    path = out or Path("runs") / f"compare-{name}.jsonl"
+    jobs = analysis.plan_jobs(SCENARIOS[name](), epsilons=epsilon or [1.0, 3.0, 8.0], seeds=seeds, draws=draws)
+    with Progress(console=console.console, disable=as_json) as bar:
+        task = bar.add_task(f"{name}: runs", total=len(jobs))
+        for done, _ in analysis.compare(jobs, path, workers=workers):
+            bar.update(task, completed=done)
+    wanted = set(jobs)
+    summaries = analysis.summarise([row for row in analysis.read_rows(path) if row.job in wanted])
+    if as_json:
+        print(json.dumps([asdict(summary) for summary in summaries], indent=1))  # noqa: T201
+    else:
+        Console().print(console.comparison_table(name, summaries))
 
 
 def adjust(

@@ -1,7 +1,7 @@
 """What a person sees of a simulation: a progress bar while it works, tables at its end."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from simulations.analysis import Summary
 from simulations.runner import site_statements
 
 console = Console(stderr=True)
@@ -108,4 +109,23 @@ def site_table(path: Path) -> Table:
         )
     if any(statement.non_private for statement in site_statements(path).values()):
         table.caption = "[red]NOT PRIVATE: epsilon is infinite (seeded test noise, or none)[/]"
+    return table
+
+
+def comparison_table(name: str, summaries: Sequence[Summary]) -> Table:
+    """One line per epsilon, tier and method."""
+    table = Table(title=f"{name}: accuracy on the public test set, mean ± standard deviation over seeds")
+    for column in ("epsilon", "tier", "method"):
+        table.add_column(column)
+    for column in ("accuracy", "balanced", "beats the median random one"):
+        table.add_column(column, justify="right")
+    last = None
+    for entry in summaries:
+        if last is not None and last != (entry.epsilon, entry.tier):
+            table.add_section()
+        last = (entry.epsilon, entry.tier)
+        wins = "" if entry.wins is None else f"{entry.wins} of {len(entry.scores)} seeds"
+        table.add_row(
+            f"{entry.epsilon:g}", entry.tier, entry.method, entry.text, entry.balanced_text, wins
+        )
     return table

@@ -1,6 +1,6 @@
 """A simulated federation as one value: sites with their devices and records, a public test set, a study."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,12 +73,14 @@ class Scenario:
         description: one paragraph; states the unit that privacy protects.
         study: the suggested study.
         load: reads the records; slow, and the only part that needs the extra packages.
+        baseline: the choices of the architecture that an expert would take without a search; it fits every tier.
     """
 
     name: str
     description: str
     study: StudyConfig
     load: Callable[[], ScenarioData]
+    baseline: Mapping[str, bool | int | float | str]
 
     @property
     def schema(self) -> DataSchema:
@@ -123,9 +125,9 @@ def prepare(
     for number, site in enumerate(data.sites):
         folder = directory / "sites" / f"site-{number}"
         folder.mkdir(parents=True, exist_ok=True)
-        ledger = folder / "ledger.db"
+        ledger = folder / "ledger.sqlite"
         if state is not None:
-            ledger = state.resolve() / data.name / f"{site.name}.db"
+            ledger = state.resolve() / data.name / f"{site.name}.sqlite"
             ledger.parent.mkdir(parents=True, exist_ok=True)
         config = SiteConfig(
             name=site.name,

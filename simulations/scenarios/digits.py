@@ -83,6 +83,7 @@ def scenario() -> Scenario:
             ),
         ),
         load=load,
+        baseline={"stem": "scattering", "body": "linear", "grid": 4},
     )
 
 

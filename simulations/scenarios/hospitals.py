@@ -120,6 +120,7 @@ def scenario() -> Scenario:
             ),
         ),
         load=load,
+        baseline={"activation": "tanh", "depth": 1, "layers.0.width": 32},
     )
 
 

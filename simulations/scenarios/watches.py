@@ -102,6 +102,7 @@ def scenario() -> Scenario:
             ),
         ),
         load=load,
+        baseline={"stem": "spectrum", "body": "linear"},
     )
 
 

@@ -266,7 +266,7 @@ def test_bad_records_are_a_failure_without_a_word_or_a_charge(
 
 
 def test_a_corrupt_ledger_is_a_ledger_failure(sites: Sites) -> None:
-    (sites.path / "sites" / "site-0" / "ledger.db").write_bytes(b"not a database" * 100)
+    (sites.path / "sites" / "site-0" / "ledger.sqlite").write_bytes(b"not a database" * 100)
     assert code(sites.ask(task())) == "LEDGER_FAILURE"
     assert code(sites.send(RecordDict(), "query.hello")) == "LEDGER_FAILURE"
 

@@ -266,7 +266,7 @@ def tiny(*sites: SiteData) -> ScenarioData:
 def test_without_a_state_folder_a_ledger_lives_with_its_site(tmp_path: Path) -> None:
     (path,) = prepare(tiny(tiny_site()), tmp_path, cap=PrivacyBudget(epsilon=1.0, delta=1e-5))
     config = load_site(path)
-    assert config.ledger == (tmp_path / "sites" / "site-0" / "ledger.db").resolve()
+    assert config.ledger == (tmp_path / "sites" / "site-0" / "ledger.sqlite").resolve()
     assert config.test_seed is None
     assert str(tmp_path) not in path.read_text()
 
