@@ -44,7 +44,7 @@ def noised_counts(networks: Sequence[Network], records: StreamedRecords, permit:
     counts = []
     for network in networks:
         features = stem_features(network, records, permit)
-        x, y = features.read(permit, features.indices(permit, "fitness"))
+        x, y = features.read(permit, "fitness", features.indices(permit, "fitness"))
         counts.append(int(np.sum(predict(network.trunk, x) == y)))
     noised: NDArray[np.int64] = np.array(counts, dtype=np.int64) + permit.entropy.noise(sigma, len(networks))
     return noised

@@ -116,21 +116,24 @@ class StreamedRecords:
         self._check(permit, streams)
         return np.flatnonzero(self._mask(streams)).astype(np.int64)
 
-    def read(self, permit: ReadPermit, indices: np.ndarray, /) -> tuple[np.ndarray, np.ndarray]:
+    def read(
+        self, permit: ReadPermit, allowance_name: str, indices: np.ndarray, /
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return copies of some records.
 
         Args:
             permit: of the running release.
+            allowance_name: what the reading is charged to; a release of several allowances keeps each to its streams.
             indices: int64 positions, shape (n,), from `indices`; none is fine.
 
         Returns:
             Features, float32, shape (n, ...), and labels, int64, shape (n,).
 
         Raises:
-            StreamViolationError: an index lies outside the permit's streams or outside the records, or the
+            StreamViolationError: an index lies outside the allowance's streams or outside the records, or the
                 features of its stream were never derived.
         """
-        self._check_indices(permit, indices)
+        self._check_indices(permit, permit.allowance(allowance_name).streams, indices)
         return self._x[indices], self._y[indices]
 
     def derive(
@@ -181,12 +184,14 @@ class StreamedRecords:
             if stream not in self._present:
                 raise StreamViolationError(f"the features of the {stream} stream were never derived")
 
-    def _check_indices(self, permit: ReadPermit, indices: np.ndarray) -> None:
+    def _check_indices(
+        self, permit: ReadPermit, streams: tuple[str, ...], indices: np.ndarray
+    ) -> None:
         if indices.ndim != 1 or indices.dtype != np.int64:
             raise StreamViolationError("expected record indices as an int64 array of one dimension")
         if np.any(indices < 0) or np.any(indices >= len(self._y)):
             raise StreamViolationError("a record index lies outside the dataset")
-        readable = _table(permit.streams & self._present)
+        readable = _table(permit.streams & self._present & frozenset(streams))
         if not np.all(readable[self._streams[indices]]):
             raise StreamViolationError("a record index lies outside the streams of this release")
 

@@ -54,7 +54,7 @@ def architecture_gradient(
     names = sorted(jacobian)
     total = np.zeros(sum(jacobian[name].size for name in names), dtype=np.float64)
     for start in range(0, len(chosen), micro_batch):
-        x, y = features.read(permit, chosen[start : start + micro_batch])
+        x, y = features.read(permit, "alphas", chosen[start : start + micro_batch])
         slopes = _gate_gradients(network, torch.from_numpy(x), torch.from_numpy(y))
         rows = np.concatenate([slopes[name][:, None] * jacobian[name] for name in names], axis=1)
         total += _clip(rows, terms.clip_norm).sum(axis=0)

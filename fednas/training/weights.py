@@ -72,7 +72,7 @@ def train_weights(
     ) as engine:
         for _ in range(optimisation.steps):
             chosen = candidates[permit.entropy.poisson(terms.sampling_probability, len(candidates))]
-            x, y = features.read(permit, chosen)
+            x, y = features.read(permit, allowance, chosen)
             total = engine.clipped_sum(torch.from_numpy(x), torch.from_numpy(y))
             released = noised_sum(
                 total,

@@ -89,7 +89,7 @@ def test_a_permit_reads_exactly_the_records_of_its_streams() -> None:
     for stream, name in zip(STREAMS, ("search", "alphas", "fitness"), strict=True):
         indices = data.indices(permit(stream), name)
         np.testing.assert_array_equal(indices, np.flatnonzero(streams == STREAMS.index(stream)))
-        features, labels = data.read(permit(stream), indices)
+        features, labels = data.read(permit(stream), name, indices)
         np.testing.assert_array_equal(features, x[indices])
         np.testing.assert_array_equal(labels, indices % 3)
     assert data.indices(permit(*STREAMS), "final").tolist() == list(range(300))
@@ -100,9 +100,18 @@ def test_one_index_of_another_stream_raises() -> None:
     indices = data.indices(permit("weights"), "search")
     foreign = np.flatnonzero(streams == 2)[:1]
     with pytest.raises(StreamViolationError, match="outside the streams"):
-        data.read(permit("weights"), np.concatenate([indices, foreign]))
+        data.read(permit("weights"), "search", np.concatenate([indices, foreign]))
     with pytest.raises(StreamViolationError):
-        data.read(permit(), indices[:1])
+        data.read(permit(), "search", indices[:1])
+
+
+def test_a_release_of_several_allowances_keeps_each_to_its_own_stream() -> None:
+    data, _, streams = records()
+    both = permit("weights", "architecture")
+    foreign = np.flatnonzero(streams == 1)
+    with pytest.raises(StreamViolationError, match="outside the streams"):
+        data.read(both, "search", foreign)
+    assert len(data.read(both, "alphas", foreign)[0]) == len(foreign)
 
 
 def test_an_allowance_beyond_the_permit_raises() -> None:
@@ -129,12 +138,12 @@ def test_an_allowance_beyond_the_permit_raises() -> None:
 def test_indices_that_are_no_positions_raise(indices: np.ndarray) -> None:
     data, _, _ = records()
     with pytest.raises(StreamViolationError):
-        data.read(permit(*STREAMS), indices)
+        data.read(permit(*STREAMS), "final", indices)
 
 
 def test_an_empty_sample_reads_an_empty_batch() -> None:
     data, _, _ = records()
-    features, labels = data.read(permit("weights"), np.array([], dtype=np.int64))
+    features, labels = data.read(permit("weights"), "search", np.array([], dtype=np.int64))
     assert features.shape == (0, 2, 2)
     assert labels.shape == (0,)
 
@@ -142,8 +151,8 @@ def test_an_empty_sample_reads_an_empty_batch() -> None:
 def test_what_is_read_is_a_copy() -> None:
     data, x, _ = records()
     indices = data.indices(permit("weights"), "search")
-    data.read(permit("weights"), indices)[0][:] = -1.0
-    np.testing.assert_array_equal(data.read(permit("weights"), indices)[0], x[indices])
+    data.read(permit("weights"), "search", indices)[0][:] = -1.0
+    np.testing.assert_array_equal(data.read(permit("weights"), "search", indices)[0], x[indices])
 
 
 def test_derived_features_are_computed_once_for_each_stream_and_only_there() -> None:
@@ -159,7 +168,7 @@ def test_derived_features_are_computed_once_for_each_stream_and_only_there() -> 
     assert data.derive(weights, "double", double) is derived
     assert derived.record_shape == (4,)
     indices = derived.indices(weights, "search")
-    np.testing.assert_array_equal(derived.read(weights, indices)[0], x[indices].reshape(-1, 4) * 2.0)
+    np.testing.assert_array_equal(derived.read(weights, "search", indices)[0], x[indices].reshape(-1, 4) * 2.0)
     calls = len(seen)
     data.derive(weights, "double", double)
     assert len(seen) == calls
@@ -169,10 +178,10 @@ def test_derived_features_are_computed_once_for_each_stream_and_only_there() -> 
     with pytest.raises(StreamViolationError, match="never derived"):
         derived.indices(permit("fitness"), "fitness")
     with pytest.raises(StreamViolationError):
-        derived.read(permit("fitness"), np.flatnonzero(streams == 2))
+        derived.read(permit("fitness"), "fitness", np.flatnonzero(streams == 2))
     everything = permit(*STREAMS)
     assert data.derive(everything, "double", double) is derived
-    np.testing.assert_array_equal(derived.read(everything, np.arange(300))[0], x.reshape(-1, 4) * 2.0)
+    np.testing.assert_array_equal(derived.read(everything, "final", np.arange(300))[0], x.reshape(-1, 4) * 2.0)
 
 
 def test_derived_features_of_a_record_do_not_depend_on_its_neighbours() -> None:
@@ -184,9 +193,9 @@ def test_derived_features_of_a_record_do_not_depend_on_its_neighbours() -> None:
     for size in (1, 127, 128, 129, 300):
         data, _, _ = records(size)
         everything = permit(*STREAMS)
-        features, _ = data.derive(everything, "p", project).read(everything, np.array([0]))
+        features, _ = data.derive(everything, "p", project).read(everything, "final", np.array([0]))
         reference, _, _ = records(300)
-        expected, _ = reference.derive(everything, "p", project).read(everything, np.array([0]))
+        expected, _ = reference.derive(everything, "p", project).read(everything, "final", np.array([0]))
         np.testing.assert_array_equal(features, expected)
 
 
@@ -213,7 +222,7 @@ def test_an_empty_dataset_derives_and_reads_nothing() -> None:
     data, _, _ = records(0)
     everything = permit(*STREAMS)
     derived = data.derive(everything, "flat", lambda batch: batch.reshape(len(batch), -1))
-    assert derived.read(everything, derived.indices(everything, "final"))[0].shape == (0, 4)
+    assert derived.read(everything, "final", derived.indices(everything, "final"))[0].shape == (0, 4)
 
 
 @pytest.mark.parametrize(
