@@ -190,11 +190,12 @@ class Coordinator:
         share = candidates_per_tier(self._study, len(self._cohort.tiers))
         candidates: dict[Architecture, None] = {}
         live = self._live_tiers()
+        anchor = self._space.smallest()  # the sandwich trains it most: what cannot beat it is not worth its noise
         for index, (tier, strategy) in enumerate(self._strategies.items()):
             if tier not in live:
                 continue
             generator = self._generator(step, 1 + index)
-            kept = [self._chosen.get(tier, self._space.smallest())]
+            kept = list(dict.fromkeys([self._chosen.get(tier, anchor), anchor]))[:share]
             pool = [a for a in strategy.ask(self._study.search.pool, generator) if a not in kept]
             count = min(share - len(kept), len(pool))
             ranked = shortlist(
