@@ -94,7 +94,7 @@ def meet(grid: Grid, study: StudyConfig) -> list[Member]:
 def agree(directory: RunDirectory, study: StudyConfig, *, num_tiers: int) -> PrivacyPlan:
     """The plan of the study: calibrated once, then read from the run directory."""
     if (directory.path / "plan.json").exists():
-        return PrivacyPlan.from_json(str(directory.read("plan.json")["canonical"]))
+        return PrivacyPlan.from_json(str(directory.read("plan.json").get("canonical")))
     plan = PrivacyPlan.calibrate(
         budget=study.privacy.budget,
         proportions=study.privacy.proportions,

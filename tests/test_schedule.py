@@ -9,28 +9,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fednas.config import StudyConfig
-from fednas.privacy.allowance import READS, Allowance
-from fednas.privacy.events import Gaussian, PoissonGaussian
-from fednas.privacy.plan import PrivacyPlan
 from fednas.schedule import agenda, candidates_per_tier, release_schedule
 from fednas.wire import Task
-from server.checkpoint import create_run, write_json
-from tests.server.stubs import Stubs, facts, run
+from tests.server.stubs import Stubs, facts, folder, run
 from tests.simulations import tiny
 
 SMALL = {"activation": "relu", "depth": 1, "layers.0.width": 16}
 FIXED = dict.fromkeys(tiny.BYTES, SMALL)
-PLAN = PrivacyPlan(
-    budget=tiny.study().privacy.budget,
-    proportions=tuple(tiny.study().privacy.proportions.items()),
-    allowances=tuple(
-        Allowance(name=name, streams=READS[name], event=event, clip_norm=1.0)
-        for name, event in (
-            ("fitness", Gaussian(noise_multiplier=5.0, releases=1)),
-            ("final", PoissonGaussian(sampling_probability=0.2, noise_multiplier=2.0, steps=1)),
-        )
-    ),
-)
 STRATEGIES = ("random", "evolution", "tpe", "differentiable")
 
 
@@ -131,40 +116,35 @@ def test_every_tier_puts_up_a_candidate_and_they_share_what_there_is(candidates:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
 def asked(study: StudyConfig, path: Path) -> dict[str, list[Task]]:
     """What each of four stub sites on three tiers is asked in a whole run."""
     sites = Stubs(facts=facts(study, tiny.TIERS | {"delta": "middle"}))
-    create_run(path, study, run="run", about={})
-    # Stub sites check no plan, and calibrating one for every drawn study would take most of the time.
-    write_json(path / "plan.json", {"canonical": PLAN.to_json()})
-    run(sites, path)
+    run(sites, folder(path, study))
     return {fact.site: [task for name, task in sites.tasks if name == fact.site] for fact in sites.facts}
 
 
-def check_whole_run(study: StudyConfig, folder: Path) -> None:
+def check_whole_run(study: StudyConfig, runs: Path) -> None:
     """No site is asked for more than the schedule, even when its dearest rounds are charged again."""
-    path = folder / str(len(list(folder.iterdir())))
+    path = runs / str(len(list(runs.iterdir())))
     for tasks in asked(study, path).values():
         assert exceeded(tasks, study, 3, spare=study.schedule.spare_rounds) == []
 
 
 @settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(study=studies())
-def test_no_site_is_asked_for_more_than_the_schedule(folder: Path, study: StudyConfig) -> None:
-    check_whole_run(study, folder)
+def test_no_site_is_asked_for_more_than_the_schedule(runs: Path, study: StudyConfig) -> None:
+    check_whole_run(study, runs)
 
 
 @pytest.mark.slow
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(study=studies())
-def test_no_site_is_asked_for_more_than_the_schedule_in_many_studies(
-    folder: Path, study: StudyConfig
-) -> None:
-    check_whole_run(study, folder)
+def test_no_site_is_asked_for_more_than_the_schedule_in_many_studies(runs: Path, study: StudyConfig) -> None:
+    check_whole_run(study, runs)
 
 
 @pytest.mark.parametrize("strategy", [*STRATEGIES, "fixed"])

@@ -12,12 +12,29 @@ from flwr.clientapp import ClientApp
 from safetensors.numpy import save
 
 from fednas.config import StudyConfig
+from fednas.privacy.allowance import READS, Allowance
+from fednas.privacy.events import Gaussian, PoissonGaussian
 from fednas.privacy.ledger import Arrays
+from fednas.privacy.plan import PrivacyPlan
 from fednas.wire import SiteFacts, Task, decode_task, encode_facts
 from server.app import conduct
+from server.checkpoint import create_run, write_json
 from server.report import Completed
 from simulations.loopback import InProcessGrid
 from tests.simulations import tiny
+
+PLAN = PrivacyPlan(
+    budget=tiny.study().privacy.budget,
+    proportions=tuple(tiny.study().privacy.proportions.items()),
+    allowances=tuple(
+        Allowance(name=name, streams=READS[name], event=event, clip_norm=1.0)
+        for name, event in (
+            ("fitness", Gaussian(noise_multiplier=5.0, releases=1)),
+            ("final", PoissonGaussian(sampling_probability=0.2, noise_multiplier=2.0, steps=1)),
+        )
+    ),
+)
+"""Stub sites check no plan, and calibrating one for every study would take most of the time."""
 
 Reply = Callable[[str, Task], RecordDict]
 
@@ -95,6 +112,13 @@ class Stubs:
         site, task = self._site(context).site, decode_task(message.content)
         self.tasks.append((site, task))
         return Message(self.reply(site, task), reply_to=message)
+
+
+def folder(path: Path, study: StudyConfig) -> Path:
+    """A run directory for stub sites: nothing in it but a study and a plan."""
+    create_run(path, study, run="run", about={})
+    write_json(path / "plan.json", {"canonical": PLAN.to_json()})
+    return path
 
 
 def run(stubs: Stubs, path: Path, *, resume: bool = False) -> Completed:

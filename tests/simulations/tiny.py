@@ -45,9 +45,9 @@ def study(**changes: Mapping[str, Any]) -> StudyConfig:
     base = StudyConfig(
         name="tiny",
         data=DataSchema(input_shape=(4,), class_names=("low", "middle", "high")),
-        search=SearchSection(space="mlp", pool=6),
+        search=SearchSection(space="mlp", pool=3),
         privacy=PrivacySection(epsilon=3.0, delta=1e-4, weights=0.8, architecture=0.1, fitness=0.1),
-        schedule=ScheduleSection(search_rounds=2, final_rounds=2, generations=1, candidates=6),
+        schedule=ScheduleSection(search_rounds=2, final_rounds=2, generations=1, candidates=3),
         training=TrainingSection(steps_per_round=2, sampling_probability=0.2, micro_batch=16),
     )
     values = base.model_dump()
