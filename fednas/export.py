@@ -80,6 +80,8 @@ def export(
     dynamic = ({0: torch.export.Dim("batch", min=1)},)
     with _quiet():
         program = torch.export.export(network.eval(), example, dynamic_shapes=dynamic)
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # it names folders of the machine that exports
         torch.export.save(program, files.torch)
         onnx = torch.onnx.export(
             program,
