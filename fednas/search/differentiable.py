@@ -11,7 +11,7 @@ from fednas.search.strategy import History, Trial
 from fednas.space.architecture import Architecture
 from fednas.space.search_space import SearchSpace
 
-ATTEMPTS = 64
+ATTEMPTS = 128
 
 
 @final

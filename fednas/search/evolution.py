@@ -10,7 +10,7 @@ from fednas.search.strategy import History, Trial, pool
 from fednas.space.architecture import Architecture
 from fednas.space.search_space import SearchSpace
 
-ATTEMPTS = 32
+ATTEMPTS = 128
 
 
 @final

@@ -11,9 +11,11 @@ from fednas.search.strategy import History
 from fednas.space.architecture import Architecture, Value
 from fednas.space.search_space import SearchSpace
 
-WALK = 128
-"""Mutations tried downhill after the proposals of a strategy failed."""
-SWEEP = 4096
+WALK = 48
+"""Mutations tried downhill from a proposal that does not fit, and then from an architecture that does."""
+REPEATS = 16
+"""Proposals tried, once everything was asked, before a repeat is drawn uniformly."""
+SWEEP = 1024
 """Spaces up to this size are enumerated before repeats are allowed; larger ones are swept this far."""
 
 
@@ -82,52 +84,56 @@ class Feasible:
 
         Args:
             count: how many.
-            generator: drives the walk and the sweep.
+            generator: drives the walks and the sweep.
             propose: the strategy's own draw.
             history: what was asked and told.
-            attempts: how often to propose before walking from the last proposal.
+            attempts: how many proposals in all may fail before walks replace them; measuring takes time.
 
         Raises:
             InfeasibleDeviceError: when nothing feasible is found.
         """
         batch: list[Architecture] = []
-        unseen = True
+
+        def new(architecture: Architecture) -> bool:
+            unseen = architecture not in batch and history.staleness(architecture) == 0
+            return unseen and self.fits(architecture)
+
         while len(batch) < count:
-            found = self._unseen(generator, propose, history, batch, attempts) if unseen else None
+            proposal = propose()
+            while not new(proposal) and attempts > 0:
+                attempts -= 1
+                proposal = propose()
+            found = self._near(proposal, new, [*history.architectures, *batch], generator)
             if found is None:
-                unseen = False
-                found = self._repeat(generator, propose, history, batch, attempts)
+                break
             batch.append(found)
+        while len(batch) < count:
+            batch.append(self._repeat(generator, propose, history, batch))
         history.ask(batch)
         return batch
 
-    def _unseen(
+    def _near(
         self,
+        proposal: Architecture,
+        new: Callable[[Architecture], bool],
+        met: Sequence[Architecture],
         generator: np.random.Generator,
-        propose: Callable[[], Architecture],
-        history: History,
-        batch: list[Architecture],
-        attempts: int,
     ) -> Architecture | None:
-        def new(architecture: Architecture) -> bool:
-            return (
-                architecture not in batch and history.staleness(architecture) == 0 and self.fits(architecture)
-            )
-
-        here = propose()
-        for _ in range(attempts - 1):
-            if new(here):
-                return here
-            here = propose()
-        for _ in range(WALK):
-            if new(here):
-                return here
-            if self._space.size == 1:
-                break
-            there = self._space.mutate(here, generator)
-            if self.violation(there) <= max(0.0, self.violation(here)):
-                here = there
-        candidates = self._sweep(history)
+        """Look for a new architecture: the proposal, downhill from it, around one that fits, everywhere."""
+        if new(proposal):
+            return proposal
+        grounds = [architecture for architecture in met if self.fits(architecture)]
+        starts = [proposal]
+        if grounds:
+            starts.append(grounds[generator.integers(len(grounds))])
+        for here in starts if self._space.size > 1 else []:
+            for _ in range(WALK):
+                there = self._space.mutate(here, generator)
+                if new(there):
+                    return there
+                if self.violation(there) <= max(0.0, self.violation(here)):
+                    here = there
+        candidates = self._sweep(met)
         order = generator.permutation(len(candidates))
         return next((candidates[i] for i in order if new(candidates[i])), None)
 
@@ -137,12 +143,11 @@ class Feasible:
         propose: Callable[[], Architecture],
         history: History,
         batch: list[Architecture],
-        attempts: int,
     ) -> Architecture:
         def rank(architecture: Architecture) -> int:
             return 3 if architecture in batch else history.staleness(architecture)
 
-        known = [architecture for architecture in self._sweep(history) if self.fits(architecture)]
+        known = [a for a in self._sweep(history.architectures) if self.fits(a)]
         if not known:
             smallest = self.violation(self._space.smallest())
             raise InfeasibleDeviceError(
@@ -150,21 +155,21 @@ class Feasible:
                 f"limits by {smallest:.0%}; raise the limits or choose a smaller space"
             )
         least = min(map(rank, known))
-        for _ in range(attempts):
+        for _ in range(REPEATS):
             proposal = propose()
             if self.fits(proposal) and rank(proposal) <= least:
                 return proposal
         freshest = [architecture for architecture in known if rank(architecture) == least]
         return freshest[generator.integers(len(freshest))]
 
-    def _sweep(self, history: History) -> list[Architecture]:
+    def _sweep(self, met: Sequence[Architecture]) -> list[Architecture]:
         """List the whole space when small, else what is connected to feasible ground, up to a bound."""
         if self._space.size <= SWEEP:
             return list(enumerate_space(self._space))
-        return list(islice(self._connected(history), SWEEP))
+        return list(islice(self._connected(met), SWEEP))
 
-    def _connected(self, history: History) -> Iterator[Architecture]:
-        starts = dict.fromkeys([*self._descent(), *history.architectures])
+    def _connected(self, met: Sequence[Architecture]) -> Iterator[Architecture]:
+        starts = dict.fromkeys([*self._descent(), *met])
         queue = list(starts)
         for architecture in queue:  # grows while it is walked
             yield architecture

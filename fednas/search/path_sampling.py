@@ -13,6 +13,8 @@ Fits = Callable[[Architecture], bool]
 ROLES = ("smallest", "largest", "random")
 ATTEMPTS = 16
 """Fair draws of a cohort, and then uniform draws for a site, before a path is lowered until it fits."""
+SMALLEST = 256
+"""Architectures around the smallest that are tried before a device is called infeasible."""
 
 
 def sandwich_paths(
@@ -37,31 +39,48 @@ def sandwich_paths(
         One feasible path per site, in the order of `fits`.
 
     Raises:
-        InfeasibleDeviceError: when a site fits nothing, not even the smallest architecture.
+        InfeasibleDeviceError: when a site fits nothing, in any role.
 
     Source: Yu & Huang (2019), the sandwich rule, 1903.05134; Chu et al. (2019), FairNAS, 1907.01845.
     """
-    smallest = space.smallest()
-    for site, fit in enumerate(fits):
-        if not fit(smallest):
-            raise InfeasibleDeviceError(
-                f"site {site} of {len(fits)} fits no architecture of the space {space.name!r}, not even the "
-                "smallest; raise its limits, choose a smaller space or leave it out"
-            )
     roles = [ROLES[(site + round) % len(ROLES)] for site in range(len(fits))]
     fair = iter(_fair(space, [fit for fit, role in zip(fits, roles) if role == "random"], generator))
-    largest: dict[Fits, Architecture] = {}
+    named = {"smallest": smallest_feasible, "largest": largest_feasible}
+    found: dict[tuple[str, Fits], Architecture] = {}  # sites of one tier may share their `fits`
     paths = []
     for fit, role in zip(fits, roles):
-        if role == "random":
-            paths.append(next(fair))
-        elif role == "smallest":
-            paths.append(smallest)
-        else:
-            if fit not in largest:
-                largest[fit] = largest_feasible(space, fit)
-            paths.append(largest[fit])
+        if role != "random" and (role, fit) not in found:
+            found[role, fit] = named[role](space, fit)
+        paths.append(next(fair) if role == "random" else found[role, fit])
     return paths
+
+
+def smallest_feasible(space: SearchSpace, fits: Fits) -> Architecture:
+    """Find a small architecture that fits: the cheapest options, or the fewest steps away from them.
+
+    The cheapest options everywhere need not be the cheapest in every respect: a frozen stem has no parameters
+    but takes time.
+
+    Args:
+        space: options are listed cheapest first.
+        fits: whether an architecture fits.
+
+    Raises:
+        InfeasibleDeviceError: when nothing within a few steps of the smallest fits.
+    """
+    met = {space.smallest(): None}
+    queue = list(met)
+    for architecture in queue:  # grows while it is walked
+        if fits(architecture):
+            return architecture
+        if len(queue) < SMALLEST:
+            new = [other for other in space.neighbours(architecture) if other not in met]
+            met.update(dict.fromkeys(new))
+            queue += new
+    raise InfeasibleDeviceError(
+        f"no architecture of the space {space.name!r} fits, not even the smallest ones; "
+        "raise the device's limits or choose a smaller space"
+    )
 
 
 def largest_feasible(space: SearchSpace, fits: Fits) -> Architecture:
@@ -74,20 +93,14 @@ def largest_feasible(space: SearchSpace, fits: Fits) -> Architecture:
         fits: whether an architecture fits.
 
     Raises:
-        InfeasibleDeviceError: when not even the smallest fits.
+        InfeasibleDeviceError: when nothing fits.
     """
-    found = lowered(space, space.largest(), fits, None)
-    if found is None:
-        raise InfeasibleDeviceError(
-            f"not even the smallest architecture of the space {space.name!r} fits; "
-            "raise the device's limits or choose a smaller space"
-        )
-    return _raised(space, found, fits)
+    return _raised(space, lowered(space, space.largest(), fits, None), fits)
 
 
 def lowered(
     space: SearchSpace, architecture: Architecture, fits: Fits, generator: np.random.Generator | None
-) -> Architecture | None:
+) -> Architecture:
     """Step choices down to cheaper options, one at a time, until the architecture fits.
 
     Args:
@@ -97,7 +110,10 @@ def lowered(
         generator: picks the choice to lower; without one it is the choice that is dearest on its own scale.
 
     Returns:
-        An architecture that fits, or None when every choice is at its cheapest and it still does not.
+        An architecture that fits; the smallest that does when lowering everything was not enough.
+
+    Raises:
+        InfeasibleDeviceError: when nothing fits.
     """
     options = space.options()
     values = architecture.as_dict()
@@ -108,7 +124,7 @@ def lowered(
             if options[name].index(value) > 0
         }
         if not heights:
-            return None
+            return smallest_feasible(space, fits)
         names = sorted(heights)
         if generator is None:
             name = max(names, key=heights.__getitem__)
@@ -181,6 +197,4 @@ def _replaced(
         drawn = space.sample(generator)
         if fits(drawn):
             return drawn
-    shrunk = lowered(space, path, fits, generator)
-    assert shrunk is not None, "the smallest architecture fits"
-    return shrunk
+    return lowered(space, path, fits, generator)

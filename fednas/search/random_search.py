@@ -11,7 +11,6 @@ from fednas.space.architecture import Architecture
 from fednas.space.search_space import SearchSpace
 
 ATTEMPTS = 256
-"""Uniform draws before walking: many, so that rare feasible architectures are still drawn evenly."""
 
 
 @final

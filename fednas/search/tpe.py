@@ -15,7 +15,7 @@ from fednas.search.strategy import History, Trial, pool
 from fednas.space.architecture import Architecture, Value
 from fednas.space.search_space import SearchSpace
 
-ATTEMPTS = 24
+ATTEMPTS = 128
 CONSTRAINT = "violation"
 
 

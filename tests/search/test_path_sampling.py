@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fednas.errors import InfeasibleDeviceError
 from fednas.search import sandwich_paths
 from fednas.search.feasible import enumerate_space
-from fednas.search.path_sampling import Fits, largest_feasible, lowered
+from fednas.search.path_sampling import Fits, largest_feasible, lowered, smallest_feasible
 from fednas.space import Architecture, SearchSpace
 from tests.search import synthetic
 
@@ -81,9 +81,9 @@ def test_each_option_is_drawn_equally_often_over_rounds_too() -> None:
     assert sum((seen - count / 3) ** 2 / (count / 3) for seen in drawn.values()) < 13.8
 
 
-def test_a_site_that_fits_nothing_is_named() -> None:
+def test_a_site_that_fits_nothing_is_an_error() -> None:
     fits = [_anything, lambda _: False]
-    with pytest.raises(InfeasibleDeviceError, match="site 1 of 2"):
+    with pytest.raises(InfeasibleDeviceError, match="not even the smallest"):
         sandwich_paths(synthetic.space(), fits=fits, round=0, generator=np.random.default_rng(0))
 
 
@@ -120,4 +120,19 @@ def test_lowering_ends_at_the_smallest(space: SearchSpace, seed: int) -> None:
     generator = np.random.default_rng(seed)
     start = space.sample(generator)
     assert lowered(space, start, {space.smallest()}.__contains__, generator) == space.smallest()
-    assert lowered(space, start, lambda _: False, generator) is None
+    with pytest.raises(InfeasibleDeviceError):
+        lowered(space, start, lambda _: False, generator)
+
+
+def test_a_device_that_the_cheapest_options_do_not_fit_gets_paths_near_them() -> None:
+    space = synthetic.space()
+
+    def fits(architecture: Architecture) -> bool:
+        return architecture["activation"] != "relu" and architecture["shortcut"] != "none"
+
+    assert not fits(space.smallest())
+    for number in range(3):
+        (path,) = sandwich_paths(space, fits=[fits], round=number, generator=np.random.default_rng(number))
+        assert fits(path)
+    differing = dict(smallest_feasible(space, fits).choices).items() - dict(space.smallest().choices).items()
+    assert len(differing) == 2
