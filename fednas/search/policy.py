@@ -173,15 +173,16 @@ class Policy:
         Raises:
             ConfigurationError: when the state is malformed or of another space.
         """
-        logits = state.get("logits")
-        sizes = {name: len(options) for name, options in self._options.items()}
-        if not isinstance(logits, dict) or {name: len(row) for name, row in logits.items()} != sizes:
+        try:
+            rows = {name: np.asarray(row, np.float64) for name, row in state["logits"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ConfigurationError(f"the policy state is malformed: {error!r}") from None
+        shapes = {name: (len(options),) for name, options in self._options.items()}
+        if {name: row.shape for name, row in rows.items()} != shapes:
             raise ConfigurationError(
                 f"the policy state does not match the choices of the space {self._space.name!r}"
             )
-        self.set_flat(
-            np.concatenate([np.zeros(0), *(np.asarray(logits[name], np.float64) for name in sizes)])
-        )
+        self.set_flat(np.concatenate([np.zeros(0), *(rows[name] for name in shapes)]))
 
     def _checked(self, flat: Floats) -> Floats:
         flat = np.asarray(flat, dtype=np.float64)

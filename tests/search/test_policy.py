@@ -132,8 +132,15 @@ def test_state_survives_json_exactly() -> None:
 def test_a_state_of_another_space_is_refused() -> None:
     with pytest.raises(ConfigurationError):
         Policy(synthetic.tiny_space()).restore(_policy().state())
-    with pytest.raises(ConfigurationError):
-        _policy().restore({"logits": None})
+    broken: list[dict[str, object]] = [
+        {},
+        {"logits": None},
+        {"logits": {"activation": 3}},
+        {"logits": {"a": "b"}},
+    ]
+    for state in broken:
+        with pytest.raises(ConfigurationError):
+            _policy().restore(state)
 
 
 def test_entropy_falls_as_the_policy_decides() -> None:
