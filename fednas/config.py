@@ -99,14 +99,12 @@ class TrainingSection(_Section):
 class SearchSection(_Section):
     """The space, the strategy, and the width of the data-free shortlist.
 
-    `explore` is the share of a shortlist that ignores the data-free scores, which favour large networks although noise does
-    not. `fixed` gives each tier its architecture beforehand: then nothing is searched and every round trains them.
+    `fixed` gives each tier its architecture beforehand: then nothing is searched, every round trains them.
     """
 
     space: Literal["mlp", "conv", "conv1d"]
     strategy: Literal["random", "evolution", "tpe", "differentiable"] = "evolution"
     pool: Count = 24
-    explore: Fraction = 0.5
     fixed: dict[str, dict[str, bool | int | float | str]] | None = None
 
 

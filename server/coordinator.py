@@ -205,7 +205,6 @@ class Coordinator:
                 count,
                 input_shape=self._space.input_shape,
                 generator=generator,
-                explore=round(count * self._study.search.explore),
             )
             candidates.update(dict.fromkeys([*kept, *ranked]))
         return list(candidates)

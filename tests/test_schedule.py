@@ -31,7 +31,6 @@ def studies(draw: st.DrawFn) -> StudyConfig:
     search = {
         "strategy": draw(st.sampled_from(STRATEGIES)),
         "pool": draw(st.integers(1, 3)),
-        "explore": draw(st.sampled_from((0.0, 0.5, 1.0))),
         "fixed": draw(st.sampled_from((None, None, None, FIXED))),
     }
     training = {"steps_per_round": draw(st.integers(1, 3))}

@@ -123,11 +123,11 @@ def shortlist(
     *,
     input_shape: tuple[int, ...],
     generator: np.random.Generator,
-    explore: int = 0,
 ) -> list[Architecture]:
-    """Keep the architectures that score best by rank sum.
+    """Keep a few architectures of a pool, for free: three orders take turns, each with its best that is left.
 
-    The scores favour large networks, which noise may not: `explore` places go to others, drawn uniformly.
+    The first is the rank sum, which likes capacity; the second is the fewest parameters, since the noise of a private
+    step grows with their square root and the rank sum is blind to it; the third is chance.
 
     Args:
         architectures: a pool, without repeats.
@@ -135,22 +135,27 @@ def shortlist(
         measure: the cost of an architecture.
         count: how many to keep; all when the pool is smaller.
         input_shape: shape of one record.
-        generator: public randomness for the scores and the explored places.
-        explore: how many of the `count` places, at the end, ignore the scores.
+        generator: public randomness for the scores and for chance.
 
     Returns:
-        The kept architectures, best first, then the explored ones.
+        The kept architectures in the order they were taken.
 
     Raises:
-        ConfigurationError: when `count` or `explore` is out of bounds.
+        ConfigurationError: when `count` is negative.
     """
-    if not 0 <= explore <= count:
-        raise ConfigurationError(f"expected 0 <= {explore=} <= {count=}")
-    scores = rank_sum([(build(a), measure(a)) for a in architectures], input_shape, generator)
-    order = np.argsort(-scores, kind="stable")
-    kept, rest = order[: count - explore], order[count - explore :]
-    explored = generator.permutation(rest)[: max(0, count - len(kept))]
-    return [architectures[i] for i in (*kept, *explored)]
+    if count < 0:
+        raise ConfigurationError(f"expected {count=} >= 0")
+    costs = [measure(architecture) for architecture in architectures]
+    scores = rank_sum([(build(a), c) for a, c in zip(architectures, costs)], input_shape, generator)
+    orders = (
+        np.argsort(-scores, kind="stable"),
+        np.argsort([cost.parameters for cost in costs], kind="stable"),
+        generator.permutation(len(architectures)),
+    )
+    kept: dict[int, None] = {}
+    for turn in range(min(count, len(architectures))):
+        kept[next(int(i) for i in orders[turn % len(orders)] if int(i) not in kept)] = None
+    return [architectures[i] for i in kept]
 
 
 def _linearised(module: nn.Module) -> nn.Module:
