@@ -37,7 +37,7 @@ from server.exchange import exchange
 _log = logging.getLogger("fednas.coordinator")
 
 SANDWICH_EVERY = 3
-"""One search round in so many trains the smallest, the largest and random paths, to keep the supernet whole."""
+"""One search round in so many trains the smallest, the largest and random paths: the supernet stays whole."""
 
 _MESSAGE = {"train": "train", "final": "train", "evaluate": "evaluate"}
 
@@ -171,8 +171,8 @@ class Coordinator:
     def _paths(self, step: Step) -> Sequence[Architecture | None]:
         """Public randomness, before anything is asked: a path a member, none where nothing chosen fits.
 
-        Every third search round is a sandwich; the others train what will be evaluated: the candidates of the generation,
-        or paths drawn from the architecture parameters.
+        Every third search round is a sandwich; the others train what will be evaluated: the candidates of the
+        generation, or paths drawn from the architecture parameters.
         """
         if step.kind == "final":
             return self._cohort.rotate(list(self._chosen.values()), step.round)
@@ -186,11 +186,12 @@ class Coordinator:
     # Evaluation rounds
 
     def _propose(self, step: Step) -> list[Architecture]:
-        """The candidates of a generation: what each tier has, and what its strategy asks for, shortlisted for free."""
+        """The candidates of a generation: each tier's best so far, and a shortlist of what it asks for."""
         share = candidates_per_tier(self._study, len(self._cohort.tiers))
         candidates: dict[Architecture, None] = {}
         live = self._live_tiers()
-        anchor = self._space.smallest()  # the sandwich trains it most: what cannot beat it is not worth its noise
+        # The sandwich trains the smallest path most: what cannot beat it is not worth its noise.
+        anchor = self._space.smallest()
         for index, (tier, strategy) in enumerate(self._strategies.items()):
             if tier not in live:
                 continue

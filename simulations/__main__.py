@@ -121,11 +121,13 @@ def run_scenario(
 @cli.command("compare")
 def compare_scenario(
     name: Annotated[str, typer.Argument(help="A scenario; see `list`.")],
-    epsilon: Annotated[list[float] | None, typer.Option(help="Repeat for several. Default: 1, 3 and 8.")] = None,
+    epsilon: Annotated[list[float] | None, typer.Option(help="Repeat for several. Default: 1 3 8.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds, from 0.")] = 3,
     draws: Annotated[int, typer.Option(min=1, help="Random architectures a seed.")] = 3,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
-    out: Annotated[Path | None, typer.Option(help="JSON lines; continues if there. Default: runs/compare-NAME.jsonl.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON lines, continued if there. Default: runs/compare-NAME.jsonl.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summaries for programs.")] = False,
 ) -> None:
     """Compare the search with random and fixed architectures and each tier alone, at the same epsilon."""
@@ -136,7 +138,8 @@ def compare_scenario(
     if name not in SCENARIOS:
         raise ConfigurationError(f"unknown scenario {name!r}; choose one of {', '.join(SCENARIOS)}")
     path = out or Path("runs") / f"compare-{name}.jsonl"
-    jobs = analysis.plan_jobs(SCENARIOS[name](), epsilons=epsilon or [1.0, 3.0, 8.0], seeds=seeds, draws=draws)
+    epsilons = epsilon or [1.0, 3.0, 8.0]
+    jobs = analysis.plan_jobs(SCENARIOS[name](), epsilons=epsilons, seeds=seeds, draws=draws)
     with Progress(console=console.console, disable=as_json) as bar:
         task = bar.add_task(f"{name}: runs", total=len(jobs))
         for done, _ in analysis.compare(jobs, path, workers=workers):

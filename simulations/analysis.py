@@ -1,4 +1,4 @@
-"""Compare a search with its baselines at the same epsilon: random, fixed, and each tier alone, over several seeds."""
+"""Compare a search with random, fixed and lonely baselines, at the same epsilon and over several seeds."""
 
 import dataclasses
 import json
@@ -29,8 +29,8 @@ from simulations.scenario import Scenario, ScenarioData, prepare
 from simulations.scenarios import SCENARIOS
 
 Method = Literal["search", "random", "fixed", "alone"]
-"""`search` is the scenario's study. `random` and `fixed` train given architectures in all rounds, without a search, at the
-same epsilon; `alone` is the search among the sites of one tier."""
+"""`search` is the scenario's study. `random` and `fixed` train given architectures in all rounds, without a
+search, at the same epsilon; `alone` is the search among the sites of one tier."""
 
 ATTEMPTS = 10_000
 
@@ -126,7 +126,7 @@ def compare(jobs: Sequence[Job], path: Path, *, workers: int) -> Iterator[tuple[
 
 
 def do(job: Job) -> list[Row]:
-    """Run one job in a temporary folder: real apps, real ledgers, production noise; only the exports are left out."""
+    """Run one job in a temporary folder: real apps, ledgers and noise; only the exports are left out."""
     from client.app import app as client_app
     from client.site import open_site
     from server.app import conduct
@@ -142,7 +142,8 @@ def do(job: Job) -> list[Row]:
         path = Path(folder) / "run"
         create_run(path, study, run=uuid.uuid4().hex, about={})
         prepare(data, path, cap=study.privacy.budget)
-        nodes = {i + 1: {"partition-id": i, "num-partitions": len(data.sites)} for i in range(len(data.sites))}
+        count = len(data.sites)
+        nodes = {i + 1: {"partition-id": i, "num-partitions": count} for i in range(count)}
         grid = InProcessGrid(client_app, nodes, {"sites-dir": str(path / "sites")})
         completed = conduct(grid, path, resume=False)
         open_site.cache_clear()
@@ -210,9 +211,7 @@ def summarise(rows: Sequence[Row]) -> list[Summary]:
     return summaries
 
 
-def _scores(
-    rows: Sequence[Row], epsilon: float, tier: str, method: Method, field: str
-) -> dict[int, float]:
+def _scores(rows: Sequence[Row], epsilon: float, tier: str, method: Method, field: str) -> dict[int, float]:
     """By seed; the median over the draws of a seed."""
     found: dict[int, list[float]] = {}
     for row in rows:

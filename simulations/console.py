@@ -125,7 +125,5 @@ def comparison_table(name: str, summaries: Sequence[Summary]) -> Table:
             table.add_section()
         last = (entry.epsilon, entry.tier)
         wins = "" if entry.wins is None else f"{entry.wins} of {len(entry.scores)} seeds"
-        table.add_row(
-            f"{entry.epsilon:g}", entry.tier, entry.method, entry.text, entry.balanced_text, wins
-        )
+        table.add_row(f"{entry.epsilon:g}", entry.tier, entry.method, entry.text, entry.balanced_text, wins)
     return table

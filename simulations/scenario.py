@@ -73,7 +73,7 @@ class Scenario:
         description: one paragraph; states the unit that privacy protects.
         study: the suggested study.
         load: reads the records; slow, and the only part that needs the extra packages.
-        baseline: the choices of the architecture that an expert would take without a search; it fits every tier.
+        baseline: the choices that an expert would make without a search; they fit every tier.
     """
 
     name: str

@@ -123,7 +123,7 @@ class StreamedRecords:
 
         Args:
             permit: of the running release.
-            allowance_name: what the reading is charged to; a release of several allowances keeps each to its streams.
+            allowance_name: what the reading is charged to; a release of several keeps each to its streams.
             indices: int64 positions, shape (n,), from `indices`; none is fine.
 
         Returns:
@@ -184,9 +184,7 @@ class StreamedRecords:
             if stream not in self._present:
                 raise StreamViolationError(f"the features of the {stream} stream were never derived")
 
-    def _check_indices(
-        self, permit: ReadPermit, streams: tuple[str, ...], indices: np.ndarray
-    ) -> None:
+    def _check_indices(self, permit: ReadPermit, streams: tuple[str, ...], indices: np.ndarray) -> None:
         if indices.ndim != 1 or indices.dtype != np.int64:
             raise StreamViolationError("expected record indices as an int64 array of one dimension")
         if np.any(indices < 0) or np.any(indices >= len(self._y)):

@@ -124,10 +124,10 @@ def shortlist(
     input_shape: tuple[int, ...],
     generator: np.random.Generator,
 ) -> list[Architecture]:
-    """Keep a few architectures of a pool, for free: three orders take turns, each with its best that is left.
+    """Keep a few of a pool, for free: three orders take turns, each with its best that is left.
 
-    The first is the rank sum, which likes capacity; the second is the fewest parameters, since the noise of a private
-    step grows with their square root and the rank sum is blind to it; the third is chance.
+    The first is the rank sum, which likes capacity; the second is the fewest parameters, since the noise of a
+    private step grows with their square root and the rank sum is blind to it; the third is chance.
 
     Args:
         architectures: a pool, without repeats.

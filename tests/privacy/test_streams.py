@@ -168,7 +168,9 @@ def test_derived_features_are_computed_once_for_each_stream_and_only_there() -> 
     assert data.derive(weights, "double", double) is derived
     assert derived.record_shape == (4,)
     indices = derived.indices(weights, "search")
-    np.testing.assert_array_equal(derived.read(weights, "search", indices)[0], x[indices].reshape(-1, 4) * 2.0)
+    np.testing.assert_array_equal(
+        derived.read(weights, "search", indices)[0], x[indices].reshape(-1, 4) * 2.0
+    )
     calls = len(seen)
     data.derive(weights, "double", double)
     assert len(seen) == calls
@@ -181,7 +183,9 @@ def test_derived_features_are_computed_once_for_each_stream_and_only_there() -> 
         derived.read(permit("fitness"), "fitness", np.flatnonzero(streams == 2))
     everything = permit(*STREAMS)
     assert data.derive(everything, "double", double) is derived
-    np.testing.assert_array_equal(derived.read(everything, "final", np.arange(300))[0], x.reshape(-1, 4) * 2.0)
+    np.testing.assert_array_equal(
+        derived.read(everything, "final", np.arange(300))[0], x.reshape(-1, 4) * 2.0
+    )
 
 
 def test_derived_features_of_a_record_do_not_depend_on_its_neighbours() -> None:

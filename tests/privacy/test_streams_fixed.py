@@ -23,7 +23,7 @@ def test_a_plan_with_other_proportions_is_refused_for_ever(tmp_path: Path) -> No
         ledger.open_plan("first", FIRST)
         before = ledger.statement()
         for _ in range(2):
-            with pytest.raises(StreamsFixedError, match="weights 0.9"):
+            with pytest.raises(StreamsFixedError, match=r"weights 0\.9"):
                 ledger.open_plan("second", MOVED)
         after = ledger.statement()
     assert after.claimed_epsilon == before.claimed_epsilon
