@@ -1,0 +1,1 @@
+"""The Flower client of a site: its records, its ledger, its device."""

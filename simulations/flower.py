@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -28,6 +29,8 @@ _MARK = "FEDNAS_RUN_ON_RAY"
 _POLL_S = 1.0
 _COMMAND_S = 120.0
 _GRACE_S = 10.0
+# The last line of a traceback; the text of this project's errors holds public facts only.
+_REASON = re.compile(r"^fednas\.errors\.\w+: (.+)$", re.MULTILINE)
 
 
 def run_on_ray(
@@ -68,9 +71,12 @@ def run_on_ray(
         with _superlink(place, deadline) as process:
             run_id = _start_run(place, num_nodes, deadline)
             status = _wait_for_end(place, run_id, process, deadline)
-            _keep_log(place, run_id)
+            log = _keep_log(place, run_id)
     if status != "finished:completed":
-        raise ExchangeError(f"the run on Ray is {status}: read {home / 'run.log'}")
+        reasons = _REASON.findall(log)
+        raise ExchangeError(
+            reasons[-1] if reasons else f"the run on Ray is {status}: read {home / 'run.log'}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,10 +212,11 @@ def _wait_for_end(place: _Place, run_id: str, process: "subprocess.Popen[bytes]"
     return f"unfinished at its deadline ({status})"
 
 
-def _keep_log(place: _Place, run_id: str) -> None:
-    """Save what the server app logged: the SuperLink forgets it when it ends."""
+def _keep_log(place: _Place, run_id: str) -> str:
+    """Save and return what the server app logged: the SuperLink forgets it when it ends."""
     log = _call(place, ["log", run_id, _CONNECTION, "--show"], _COMMAND_S)
     (place.home / "run.log").write_text(log, encoding="utf-8")
+    return log
 
 
 def _flwr(place: _Place, arguments: Sequence[str], deadline: float) -> dict[str, object]:

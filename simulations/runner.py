@@ -22,7 +22,7 @@ from client.datasets import load as load_records
 from fednas.config import SiteConfig, StudyConfig, load_site
 from fednas.errors import ConfigurationError, FednasError, RunDirectoryError
 from fednas.evaluation import public_accuracy
-from fednas.export import require_exporters
+from fednas.export import require_exporters, run_onnx
 from fednas.privacy.budget import PrivacyBudget
 from fednas.privacy.ledger import PrivacyLedger
 from fednas.privacy.spend import SpendStatement
@@ -174,7 +174,10 @@ def about(scenario: Scenario, data: ScenarioData, options: Options) -> Mapping[s
 
 
 def oracle(path: Path) -> dict[str, Any]:
-    """Accuracy of every tier's network on the public test set: reported, never selected on."""
+    """What the public test set says of every tier's network: reported, never selected on.
+
+    The exported ONNX file is run on the same records; `onnx_difference` is the largest difference of a logit.
+    """
     directory = RunDirectory(path)
     data = directory.study.data
     space = create(directory.study.search.space, data.input_shape, data.num_classes)
@@ -185,7 +188,14 @@ def oracle(path: Path) -> dict[str, Any]:
     for tier, entry in directory.read("result.json")["tiers"].items():
         network = supernet.extract(Architecture.of(space.name, entry["architecture"]))
         accuracy = public_accuracy(network, x, y)
-        found[tier] = {"accuracy": accuracy.accuracy, "balanced_accuracy": accuracy.balanced_accuracy}
+        with torch.no_grad():
+            logits = network(torch.from_numpy(x)).numpy()
+        onnx = run_onnx(path / "tiers" / tier / "network.onnx", x)
+        found[tier] = {
+            "accuracy": accuracy.accuracy,
+            "balanced_accuracy": accuracy.balanced_accuracy,
+            "onnx_difference": float(np.max(np.abs(logits - onnx))),
+        }
     return {"tiers": found, "num_records": len(y)}
 
 
