@@ -61,6 +61,7 @@ def write_results(completed: Completed) -> None:
             "run": directory.run,
             "study": directory.study.name,
             "tiers": tiers,
+            "order": [tier for tier in cohort.tiers if tier in tiers],
             "sites": sites,
             "plan": plan.id,
         },

@@ -42,14 +42,16 @@ def progress(name: str, *, shown: bool) -> Iterator[None]:
         return
     columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     logger = logging.getLogger("fednas.coordinator")
-    level = logger.level
+    level, propagate = logger.level, logger.propagate
     with Progress(TextColumn(f"[bold]{name}"), *columns, console=console) as bar:
         handler = _Follow(bar)
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
+        logger.propagate = False  # the bar says it already
         try:
             yield
         finally:
+            logger.propagate = propagate
             logger.removeHandler(handler)
             logger.setLevel(level)
 
@@ -71,7 +73,8 @@ def tier_table(outcome: Mapping[str, Any]) -> Table:
         table.add_column(name, overflow="fold")
     for name in ("parameters", "MACs", "latency ms", "fitness (released)", "public test", "balanced"):
         table.add_column(name, justify="right")
-    for tier, entry in outcome["result"]["tiers"].items():
+    for tier in outcome["result"]["order"]:
+        entry = outcome["result"]["tiers"][tier]
         oracle = outcome["oracle"]["tiers"][tier]
         choices = " ".join(f"{name}={value}" for name, value in entry["architecture"].items())
         table.add_row(
@@ -79,7 +82,7 @@ def tier_table(outcome: Mapping[str, Any]) -> Table:
             choices,
             f"{entry['cost']['parameters']:,}",
             f"{entry['cost']['macs']:,}",
-            f"{entry['latency_ms']:.2f}",
+            f"{entry['latency_ms']:.3g}",
             "-" if entry["fitness"] is None else f"{entry['fitness']:.3f} ± {entry['fitness_std']:.3f}",
             f"{oracle['accuracy']:.3f}",
             f"{oracle['balanced_accuracy']:.3f}",
