@@ -26,7 +26,7 @@ from fednas.errors import (
 )
 from fednas.privacy.plan import PrivacyPlan
 from fednas.schedule import Step, agenda, candidates_per_tier
-from fednas.search import Policy, SearchStrategy, Trial, best, create, shortlist
+from fednas.search import Policy, SearchStrategy, Trial, create, shortlist, successor
 from fednas.space import Architecture, SearchSpace
 from fednas.supernet import Contribution, Supernet
 from fednas.wire import Answer, Refusal, Task, TaskKind, decode, encode_task
@@ -217,7 +217,8 @@ class Coordinator:
             strategy.tell(trials)
         for tier in self._live_tiers():
             fits = self._cohort.costs.fits(self._cohort.tiers[tier])
-            self._chosen[tier] = best(trials, fits).architecture
+            incumbent = self._chosen.get(tier, self._space.smallest())
+            self._chosen[tier] = successor(trials, fits, incumbent).architecture
         return {"sites": sites, "trials": [_describe(t) for t in trials], "chosen": self._chosen_ids()}
 
     def _report(self, step: Step) -> dict[str, Any]:

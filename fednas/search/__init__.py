@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from fednas.errors import ConfigurationError
 from fednas.search.path_sampling import sandwich_paths
 from fednas.search.policy import Policy
-from fednas.search.strategy import SearchStrategy, Trial, best, pool
+from fednas.search.strategy import SearchStrategy, Trial, best, pool, successor
 from fednas.space.architecture import Architecture
 from fednas.space.search_space import SearchSpace
 
@@ -77,4 +77,5 @@ __all__ = [
     "pool",
     "sandwich_paths",
     "shortlist",
+    "successor",
 ]

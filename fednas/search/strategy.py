@@ -220,3 +220,31 @@ def best(trials: Sequence[Trial], fits: Callable[[Architecture], bool], top: int
         )
     ranked = sorted(feasible, key=lambda trial: (-trial.fitness, trial.architecture.id))
     return ranked[min(top, len(ranked)) - 1]
+
+
+def successor(
+    trials: Sequence[Trial], fits: Callable[[Architecture], bool], incumbent: Architecture
+) -> Trial:
+    """Choose the best that fits, unless luck alone explains its lead over the incumbent.
+
+    Among m architectures of equal quality the best by noise stands about sqrt(2 ln m) deviations above the
+    rest; a challenger must lead by more than that, or the incumbent stays.
+
+    Args:
+        trials: released outcomes of one generation.
+        fits: whether an architecture fits the device.
+        incumbent: what the device would get without these trials.
+
+    Returns:
+        The pooled trial of the incumbent or of its successor; the best when the incumbent was not evaluated.
+
+    Raises:
+        InfeasibleDeviceError: when no evaluated architecture fits.
+    """
+    winner = best(trials, fits)
+    feasible = [trial for trial in pool(trials) if fits(trial.architecture)]
+    held = next((trial for trial in feasible if trial.architecture == incumbent), None)
+    if held is None or winner.architecture == incumbent:
+        return winner
+    luck = math.sqrt(2.0 * math.log(len(feasible) - 1)) * winner.fitness_std
+    return winner if winner.fitness - held.fitness > luck else held

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fednas.errors import ConfigurationError, InfeasibleDeviceError
-from fednas.search import Policy, Trial, best, create, pool
+from fednas.search import Policy, Trial, best, create, pool, successor
 from fednas.search.feasible import enumerate_space
 from fednas.space import Architecture
 from tests.search import synthetic
@@ -110,3 +110,23 @@ def test_creating_refuses_unknown_names_and_policies_out_of_place() -> None:
 def test_importing_the_search_loads_neither_torch_nor_optuna() -> None:
     program = "import sys, fednas.search; sys.exit('torch' in sys.modules or 'optuna' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_challenger_must_lead_by_more_than_luck_explains() -> None:
+    incumbent, rival = ARCHITECTURES[0], ARCHITECTURES[1]
+    others = [_trial(index, 0.1, 0.1) for index in (2, 3)]
+    luck = 0.1 * np.sqrt(2.0 * np.log(3))
+
+    def chosen(lead: float) -> Architecture:
+        trials = [_trial(0, 0.5, 0.1), _trial(1, 0.5 + lead, 0.1), *others]
+        return successor(trials, _anything, incumbent).architecture
+
+    assert chosen(0.9 * luck) == incumbent
+    assert chosen(1.1 * luck) == rival
+
+
+def test_the_best_succeeds_an_incumbent_that_does_not_fit_or_was_not_evaluated() -> None:
+    trials = [_trial(0, 0.5, 0.1), _trial(1, 0.51, 0.1), _trial(2, 0.1, 0.1)]
+    assert successor(trials, _anything, ARCHITECTURES[3]).architecture == ARCHITECTURES[1]
+    smaller = successor(trials, lambda a: a != ARCHITECTURES[0], ARCHITECTURES[0])
+    assert smaller.architecture == ARCHITECTURES[1]

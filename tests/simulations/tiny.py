@@ -84,7 +84,13 @@ def data() -> ScenarioData:
 
 
 def scenario() -> Scenario:
-    return Scenario(name="tiny", description="Made up.", study=study(), load=data)
+    return Scenario(
+        name="tiny",
+        description="Made up.",
+        study=study(),
+        load=data,
+        baseline={"activation": "tanh", "depth": 1, "layers.0.width": 16},
+    )
 
 
 def make_run(path: Path, config: StudyConfig, *, seed: int | None = 0, cap: float | None = None) -> Path:
