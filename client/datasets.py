@@ -127,4 +127,4 @@ def _identify(
 
 
 def _refuse(config: SiteConfig, reason: str) -> DatasetError:
-    return DatasetError(f"{config.data.name}: {reason}")
+    return DatasetError(f"{config.name}, {config.data.name}: {reason}")

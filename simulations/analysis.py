@@ -87,7 +87,13 @@ class Summary:
 
 
 def plan_jobs(scenario: Scenario, *, epsilons: Sequence[float], seeds: int, draws: int) -> list[Job]:
-    """Every run of a comparison, in the order they are done."""
+    """Every run of a comparison, in the order they are done.
+
+    Raises:
+        ConfigurationError: an epsilon is out of its bounds.
+    """
+    for epsilon in epsilons:
+        adjusted(scenario.study, seed=0, epsilon=epsilon)
     tiers = sorted({site.device.tier for site in load(scenario.name).sites})
     jobs = []
     for epsilon, seed in product(epsilons, range(seeds)):
@@ -220,16 +226,29 @@ def _scores(rows: Sequence[Row], epsilon: float, tier: str, method: Method, fiel
     return {seed: median(values) for seed, values in sorted(found.items())}
 
 
-def _study(scenario: Scenario, data: ScenarioData, job: Job) -> StudyConfig:
-    values = scenario.study.model_dump()
-    values["seed"] = job.seed
-    values["privacy"]["epsilon"] = job.epsilon
+def adjusted(
+    study: StudyConfig,
+    *,
+    seed: int,
+    epsilon: float,
+    fixed: Mapping[str, Mapping[str, Any]] | None = None,
+) -> StudyConfig:
+    """A scenario's study at another epsilon and seed, also for a single site, or with given architectures."""
+    values = study.model_dump()
+    values["seed"] = seed
+    values["privacy"]["epsilon"] = epsilon
     values["federation"]["min_sites"] = 1
+    values["search"]["fixed"] = fixed
+    return validated(StudyConfig, values, study.name)
+
+
+def _study(scenario: Scenario, data: ScenarioData, job: Job) -> StudyConfig:
+    fixed: Mapping[str, Mapping[str, Any]] | None = None
     if job.method == "fixed":
-        values["search"]["fixed"] = {s.device.tier: dict(scenario.baseline) for s in data.sites}
+        fixed = {site.device.tier: scenario.baseline for site in data.sites}
     if job.method == "random":
-        values["search"]["fixed"] = _random_choices(scenario.study, data, job)
-    return validated(StudyConfig, values, scenario.name)
+        fixed = _random_choices(scenario.study, data, job)
+    return adjusted(scenario.study, seed=job.seed, epsilon=job.epsilon, fixed=fixed)
 
 
 def _random_choices(study: StudyConfig, data: ScenarioData, job: Job) -> Mapping[str, Mapping[str, Any]]:

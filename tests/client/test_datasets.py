@@ -128,7 +128,7 @@ def test_a_broken_dataset_is_refused_in_one_line_without_a_private_value(
     with pytest.raises(DatasetError, match=message) as caught:
         read(tmp_path, arrays)
     text = str(caught.value)
-    assert text.startswith("data.npz: ")
+    assert text.startswith("north, data.npz: ")
     assert "\n" not in text
     for private in (str(SECRET), "37", "36", "11", "patient"):
         assert private not in text
