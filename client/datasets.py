@@ -46,7 +46,7 @@ def load(config: SiteConfig, schema: DataSchema) -> Dataset:
         No error holds a value, a position, a label or a count of the records.
         No pickle is ever decoded.
     """
-    arrays = _read(config.data)
+    arrays = _read(config)
     if not {"x", "y"} <= arrays.keys() or not arrays.keys() <= {"x", "y", "id"}:
         raise _refuse(config, "expected the arrays x, y and optionally id; write them with numpy.savez")
     x, y = arrays["x"], arrays["y"]
@@ -65,8 +65,9 @@ def canonical_bytes(x: NDArray[np.float32], label: int) -> bytes:
     return b"record:" + (x + np.float32(0.0)).astype("<f4").tobytes() + int(label).to_bytes(8, "little")
 
 
-def _read(path: Path) -> dict[str, NDArray[Any]]:
+def _read(config: SiteConfig) -> dict[str, NDArray[Any]]:
     advice = "expected an .npz file written by numpy.savez"
+    path = config.data
     try:
         archive = np.load(path, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
@@ -78,7 +79,7 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
     except OSError as error:
         raise DatasetError(f"{path} cannot be read; {advice}, readable by this user") from error
     except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise DatasetError(f"{path.name}: {advice}, without Python objects in it") from error
+        raise _refuse(config, f"{advice}, without Python objects in it") from error
 
 
 def _check_features(config: SiteConfig, schema: DataSchema, x: NDArray[Any]) -> None:
