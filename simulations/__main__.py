@@ -74,6 +74,7 @@ def run_scenario(
     test_noise: Annotated[
         bool, typer.Option("--test-noise", help="Seeded noise: reproducible and NOT private.")
     ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show the sites' own logs too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result for programs.")] = False,
 ) -> None:
     """Run a scenario: search under differential privacy, then a network for every device tier."""
@@ -94,24 +95,24 @@ def run_scenario(
     if resume and out is None:
         raise ConfigurationError("--resume needs --out, the run directory to continue")
     path = out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    with console.progress(name, shown=not as_json):
-        scenario = SCENARIOS[name]()
-        began = RunDirectory(path).study if resume else scenario.study
-        study = adjust(
-            began,
-            epsilon=epsilon,
-            delta=delta,
-            rounds=rounds,
-            seed=seed,
-            strategy=strategy,
-            non_private=non_private,
-        )
-        if not resume:
-            outcome = runner.start(scenario, study, path, options)
-        elif study != began:
-            raise ConfigurationError(f"the run in {path} began with other settings, which cannot change now")
-        else:
+    scenario = SCENARIOS[name]()
+    began = RunDirectory(path).study if resume else scenario.study
+    study = adjust(
+        began,
+        epsilon=epsilon,
+        delta=delta,
+        rounds=rounds,
+        seed=seed,
+        strategy=strategy,
+        non_private=non_private,
+    )
+    if resume and study != began:
+        raise ConfigurationError(f"the run in {path} began with other settings, which cannot change now")
+    with console.site_logs(shown=verbose), console.progress(name, shown=not as_json):
+        if resume:
             outcome = runner.resume(path, options, scenario=name)
+        else:
+            outcome = runner.start(scenario, study, path, options)
     if as_json:
         print(json.dumps(outcome | {"path": str(path)}, indent=1, sort_keys=True))  # noqa: T201
     else:

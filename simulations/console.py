@@ -35,15 +35,27 @@ class _Follow(logging.Handler):
 
 
 @contextmanager
+def site_logs(*, shown: bool) -> Iterator[None]:
+    """Show or hide what the simulated sites write in their own logs; a server never sees it either way."""
+    logger = logging.getLogger("fednas.client")
+    level = logger.level
+    logger.setLevel(level if shown else logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
 def progress(name: str, *, shown: bool) -> Iterator[None]:
-    """A progress bar over the rounds of the study that runs inside the block."""
-    if not shown:
+    """A progress bar on the terminal over the rounds of the study that runs inside the block."""
+    if not (shown and console.is_terminal):
         yield
         return
     columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     logger = logging.getLogger("fednas.coordinator")
     level, propagate = logger.level, logger.propagate
-    with Progress(TextColumn(f"[bold]{name}"), *columns, console=console) as bar:
+    with Progress(TextColumn(f"[bold]{name}"), *columns, console=console, transient=True) as bar:
         handler = _Follow(bar)
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)

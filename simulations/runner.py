@@ -239,11 +239,12 @@ def _execute(path: Path, options: Options, *, resume: bool) -> dict[str, Any]:
             raise RunDirectoryError(f"the run ended without a result; look into {path} and pass --resume")
     if not (path / "oracle.json").exists():
         directory.write("oracle.json", oracle(path))
-    return {
-        "result": read_json(path / "result.json"),
-        "oracle": read_json(path / "oracle.json"),
-        "refused": read_json(path / "run.json")["refused"],
-    }
+    result, found = read_json(path / "result.json"), read_json(path / "oracle.json")
+    if not isinstance(result.get("tiers"), dict) or not isinstance(found.get("tiers"), dict):
+        raise RunDirectoryError(
+            f"the results in {path} are corrupt; delete result.json and oracle.json, then pass --resume"
+        )
+    return {"result": result, "oracle": found, "refused": read_json(path / "run.json")["refused"]}
 
 
 def _run_here(run_config: Mapping[str, Any], num_sites: int, options: Options) -> None:

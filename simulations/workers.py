@@ -1,6 +1,7 @@
 """A Flower grid over processes of this machine: each worker runs the client app for its own nodes."""
 
 import importlib
+import logging
 import multiprocessing
 import queue
 import signal
@@ -21,6 +22,7 @@ from fednas.errors import ConfigurationError
 from simulations import internals
 from simulations.loopback import Clock, LocalGrid, forget
 
+_SITE_LOG = logging.getLogger("fednas.client")
 _READY = b""
 
 
@@ -144,7 +146,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process: SpawnProcess = context.Process(
-            target=_serve, args=(theirs, app, nodes, run_config), daemon=True
+            target=_serve, args=(theirs, app, nodes, run_config, _SITE_LOG.level), daemon=True
         )
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._dismissed = threading.Event()
@@ -201,8 +203,11 @@ class _Worker:
         return internals.refuse(job.header) if internals.expired(job.header, self._grid.now()) else reply
 
 
-def _serve(pipe: Connection, app: str, nodes: dict[int, UserConfig], run_config: UserConfig) -> None:
+def _serve(
+    pipe: Connection, app: str, nodes: dict[int, UserConfig], run_config: UserConfig, log_level: int
+) -> None:
     """Be a worker: answer messages until the other end of the pipe is closed."""
+    _SITE_LOG.setLevel(log_level)
     # The parent decides when to stop; an interrupt from the keyboard reaches the whole group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)

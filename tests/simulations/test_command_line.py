@@ -72,10 +72,9 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     tmp_path: Path,
 ) -> None:
     assert call(monkeypatch, *arguments) == 2
-    lines = [line for line in capfd.readouterr().err.splitlines() if line.strip() and "meeting" not in line]
-    assert len([line for line in lines if line.startswith("error: ")]) == 1
-    assert word in lines[-1]
-    assert not any("Traceback" in line for line in lines)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert word in line
     assert files(tmp_path) == []
 
 
@@ -90,7 +89,8 @@ def test_a_folder_that_is_no_run_is_not_resumed(
         (folder / "run.json").write_text(content)
     before = files(folder)
     assert call(monkeypatch, "run", "tiny", "--resume", "--out", str(folder)) == 2
-    assert capfd.readouterr().err.count("error: ") == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("error: ")
     assert files(folder) == before
 
 
@@ -129,9 +129,8 @@ def test_records_and_devices_are_checked_before_anything_is_written(
     object.__setattr__(scenario, "load", lambda: data)
     monkeypatch.setitem(SCENARIOS, "tiny", lambda: scenario)
     assert call(monkeypatch, "run", "tiny", "--out", "run", "--state", "ledgers") == 2
-    error = capfd.readouterr().err
-    assert error.count("error: ") == 1
-    assert "bravo" in error
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "bravo" in line
     assert not (tmp_path / "run").exists()
     for ledger in tmp_path.rglob("*.sqlite"):
         assert verify(ledger).reservations == 0
@@ -167,7 +166,10 @@ def test_a_run_ends_with_everything_a_reader_needs(
 def test_a_second_run_is_charged_on_top_and_refused_at_the_cap(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    common = ("run", "tiny", "--state", "ledgers", "--cap", "3.5")
+    # This is about ledgers, and exporting takes most of a run.
+    monkeypatch.setattr("server.report.export", lambda *_, **__: None)
+    monkeypatch.setattr(runner, "oracle", lambda path: {"tiers": {}})
+    common = ("run", "tiny", "--state", "ledgers", "--cap", "3.5", "--json")
 
     def claimed() -> list[float]:
         open_site.cache_clear()
@@ -180,8 +182,9 @@ def test_a_second_run_is_charged_on_top_and_refused_at_the_cap(
     second = claimed()
     assert all(later > earlier for earlier, later in zip(first, second, strict=True))
     capfd.readouterr()
-    assert call(monkeypatch, *common, "--epsilon", "3", "--rounds", "8", "--out", "third") == 2
-    assert "BUDGET_EXHAUSTED" in capfd.readouterr().err
+    assert call(monkeypatch, *common, "--epsilon", "3", "--out", "third") == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "BUDGET_EXHAUSTED" in line
     assert claimed() == second
     assert not (tmp_path / "third").exists()
 
@@ -193,6 +196,7 @@ def test_a_non_private_run_says_that_its_epsilon_is_infinite(
     assert "NOT PRIVATE" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_loopback_and_worker_processes_end_in_the_same_supernet(tmp_path: Path) -> None:
     study = tiny.study(search={"strategy": "differentiable"})
     # Worker processes cannot see a scenario of the tests, and need not: a site is its files.
