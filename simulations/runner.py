@@ -176,8 +176,8 @@ def about(scenario: Scenario, data: ScenarioData, options: Options) -> Mapping[s
 def oracle(path: Path) -> dict[str, Any]:
     """What the public test set says of every tier's network: reported, never selected on.
 
-    The exported ONNX file is run on the same records: `onnx_difference` is the largest difference of a logit, and
-    `onnx_relative` the same as a share of the largest logit, which is what float32 can be held to.
+    The exported ONNX file is run on the same records: `onnx_difference` is the largest difference of a logit,
+    and `onnx_relative` the same as a share of the largest logit, which is what float32 can be held to.
     """
     directory = RunDirectory(path)
     data = directory.study.data
