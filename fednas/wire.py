@@ -196,6 +196,31 @@ def decode(content: RecordDict) -> Answer | Refusal:
     return Answer(operation_id=manifest["operation"], head=manifest["head"], arrays=arrays)
 
 
+def check_answer(answer: Answer, task: Task) -> None:
+    """Refuse an answer that is not what the task asked for.
+
+    Raises:
+        ExchangeError: unexpected names, dtypes, shapes, or values that are not finite.
+    """
+    if task.kind == "evaluate":
+        expected: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
+            "correct": (np.dtype(np.int64), (len(task.architectures),))
+        }
+    else:
+        expected = {"update": (np.dtype(np.float32), task.arrays["weights.0"].shape)}
+        if "alphas" in task.arrays:
+            expected["alphas"] = (np.dtype(np.float64), task.arrays["alphas"].shape)
+    if set(answer.arrays) != set(expected):
+        raise ExchangeError("a reply holds other arrays than the task asked for")
+    for name, (dtype, shape) in expected.items():
+        array = answer.arrays[name]
+        if array.dtype != dtype or array.shape != shape:
+            raise ExchangeError("a reply has an array of another type or shape than the task asked for")
+        finite = np.isfinite(array) | (np.isnan(array) if name == "alphas" else False)
+        if not finite.all():
+            raise ExchangeError("a reply has values that are not finite")
+
+
 def _task_parts(task: Task) -> tuple[str, bytes]:
     manifest = {
         "protocol": PROTOCOL,

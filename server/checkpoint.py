@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
-from fednas.config import StudyConfig, load_study
+from fednas.config import StudyConfig, load_study, save_study
 from fednas.errors import RunDirectoryError
 from fednas.space import SearchSpace
 from fednas.supernet import Supernet
@@ -96,8 +96,6 @@ def create_run(path: Path, study: StudyConfig, *, run: str, about: Mapping[str, 
     Raises:
         RunDirectoryError: when there is already one.
     """
-    from fednas.config import save_study
-
     if (path / "run.json").exists():
         raise RunDirectoryError(f"{path} already holds a run; resume it or choose another folder")
     path.mkdir(parents=True, exist_ok=True)

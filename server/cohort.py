@@ -99,6 +99,31 @@ class Cohort:
                     f"{facts.device.explain(smallest)}"
                 )
 
+    def given(self, study: StudyConfig) -> Mapping[str, Architecture]:
+        """The architectures that a study gives its tiers beforehand.
+
+        Raises:
+            ConfigurationError: a tier is not one of the sites', or an architecture is not in the space.
+            InfeasibleDeviceError: an architecture does not fit its tier.
+        """
+        if study.search.fixed is None:
+            return {}
+        chosen = {t: Architecture.of(self._space.name, choices) for t, choices in study.search.fixed.items()}
+        unknown = sorted(set(chosen) - set(self.tiers))
+        if unknown:
+            raise ConfigurationError(
+                f"search.fixed names the tier {unknown[0]!r}; the sites have {', '.join(self.tiers)}"
+            )
+        for tier, architecture in chosen.items():
+            if not self._space.contains(architecture):
+                raise ConfigurationError(
+                    f"search.fixed.{tier} is not in the space {self._space.name!r}; see its choices"
+                )
+            if not self.costs.fits(self.tiers[tier])(architecture):
+                reasons = (device.explain(self.costs(architecture)) for device in self.tiers[tier])
+                raise InfeasibleDeviceError(f"search.fixed.{tier} does not fit: it {next(iter(reasons))}")
+        return chosen
+
     def fits(self, member: Member) -> Callable[[Architecture], bool]:
         """Whether an architecture fits this member's device."""
         return self.costs.fits([member.facts.device])

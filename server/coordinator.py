@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any, final
 
 import numpy as np
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fednas.aggregation import (
@@ -16,12 +16,10 @@ from fednas.aggregation import (
     combine_counts,
     update_weight,
 )
-from fednas.config import StudyConfig, dump_study
+from fednas.config import dump_study
 from fednas.errors import (
     BudgetExceededError,
-    ConfigurationError,
     ExchangeError,
-    InfeasibleDeviceError,
     RunDirectoryError,
 )
 from fednas.privacy.plan import PrivacyPlan
@@ -29,7 +27,7 @@ from fednas.schedule import Step, agenda, candidates_per_tier
 from fednas.search import Policy, SearchStrategy, Trial, create, shortlist, successor
 from fednas.space import Architecture, SearchSpace
 from fednas.supernet import Contribution, Supernet
-from fednas.wire import Answer, Refusal, Task, TaskKind, decode, encode_task
+from fednas.wire import Answer, Refusal, Task, TaskKind, check_answer, decode, encode_task
 from server.checkpoint import RunDirectory
 from server.cohort import Cohort, Member
 from server.exchange import exchange
@@ -65,6 +63,7 @@ class Coordinator:
         self._plan = plan
         self._directory = directory
         self._study = directory.study
+        self._texts = (plan.to_json(), dump_study(directory.study))  # every message carries them
         self._space = space
         self._supernet = Supernet.initialise(space, seed=self._study.seed)
         self._policy = Policy(space) if self._study.search.strategy == "differentiable" else None
@@ -77,7 +76,7 @@ class Coordinator:
             )
             for tier, devices in cohort.tiers.items()
         }
-        self._chosen = _fixed(self._study, space, cohort)
+        self._chosen = dict(cohort.given(self._study))
         self._fitness: dict[str, Estimate] = {}
         self._candidates: list[Architecture] = []
         self._retired: dict[str, str] = {}
@@ -274,12 +273,13 @@ class Coordinator:
         }
         if alphas and self._policy is not None:
             arrays["alphas"] = self._policy.flat()
+        plan, study = self._texts
         return Task(
             kind=kind,
             run=self._directory.run,
             round=step.round,
-            plan=self._plan.to_json(),
-            study=dump_study(self._study),
+            plan=plan,
+            study=study,
             architectures=tuple(architectures),
             arrays=arrays,
         )
@@ -306,13 +306,13 @@ class Coordinator:
                 if answer is Refusal.BUDGET_EXHAUSTED:
                     self._retired[member.facts.site] = answer.value
                 return
-            _validate(answer, tasks[member])
+            check_answer(answer, tasks[member])
             answers[member] = answer
             sites[member.facts.site] = {"outcome": "ok", "head": answer.head}
 
         outcome = exchange(
             self._grid,
-            [_message(encode_task(task), member, _MESSAGE[task.kind]) for member, task in tasks.items()],
+            [Message(encode_task(task), member.node, _MESSAGE[task.kind]) for member, task in tasks.items()],
             on_reply=receive,
             deadline_s=self._study.federation.deadline_s,
         )
@@ -382,36 +382,6 @@ class Coordinator:
         self._retired = dict(state["retired"])
 
 
-def _fixed(study: StudyConfig, space: SearchSpace, cohort: Cohort) -> dict[str, Architecture]:
-    """The architectures that a study gives its tiers beforehand.
-
-    Raises:
-        ConfigurationError: a tier is not one of the sites', or an architecture is not in the space.
-        InfeasibleDeviceError: an architecture does not fit its tier.
-    """
-    if study.search.fixed is None:
-        return {}
-    chosen = {t: Architecture.of(space.name, choices) for t, choices in study.search.fixed.items()}
-    unknown = sorted(set(chosen) - set(cohort.tiers))
-    if unknown:
-        raise ConfigurationError(
-            f"search.fixed names the tier {unknown[0]!r}; the sites have {', '.join(cohort.tiers)}"
-        )
-    for tier, architecture in chosen.items():
-        if not space.contains(architecture):
-            raise ConfigurationError(
-                f"search.fixed.{tier} is not in the space {space.name!r}; see its choices"
-            )
-        if not cohort.costs.fits(cohort.tiers[tier])(architecture):
-            reasons = (device.explain(cohort.costs(architecture)) for device in cohort.tiers[tier])
-            raise InfeasibleDeviceError(f"search.fixed.{tier} does not fit: it {next(iter(reasons))}")
-    return chosen
-
-
-def _message(content: RecordDict, member: Member, kind: str) -> Message:
-    return Message(content, member.node, kind)
-
-
 def _describe(trial: Trial) -> dict[str, Any]:
     return {
         "architecture": trial.architecture.to_json(),
@@ -419,28 +389,3 @@ def _describe(trial: Trial) -> dict[str, Any]:
         "fitness": trial.fitness,
         "std": trial.fitness_std,
     }
-
-
-def _validate(answer: Answer, task: Task) -> None:
-    """Refuse an answer that is not what the task asked for.
-
-    Raises:
-        ExchangeError: unexpected names, dtypes, shapes, or values that are not finite.
-    """
-    if task.kind == "evaluate":
-        expected: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
-            "correct": (np.dtype(np.int64), (len(task.architectures),))
-        }
-    else:
-        expected = {"update": (np.dtype(np.float32), task.arrays["weights.0"].shape)}
-        if "alphas" in task.arrays:
-            expected["alphas"] = (np.dtype(np.float64), task.arrays["alphas"].shape)
-    if set(answer.arrays) != set(expected):
-        raise ExchangeError("a reply holds other arrays than the task asked for")
-    for name, (dtype, shape) in expected.items():
-        array = answer.arrays[name]
-        if array.dtype != dtype or array.shape != shape:
-            raise ExchangeError("a reply has an array of another type or shape than the task asked for")
-        finite = np.isfinite(array) | (np.isnan(array) if name == "alphas" else False)
-        if not finite.all():
-            raise ExchangeError("a reply has values that are not finite")
