@@ -273,15 +273,15 @@ def _terms(plan: Any) -> dict[str, Any]:
 
 def _ledger_files(paths: list[Path]) -> list[Path]:
     """Files as they are; a run directory stands for the ledgers of its sites."""
-    from fednas.config import load_site
+    from fednas.config import load_sites
 
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            sites = sorted((path / "sites").glob("*/site.toml"))
+            sites = load_sites(path)
             if not sites:
                 raise RunDirectoryError(f"{path} holds no sites; give a ledger file or a run directory")
-            files += [load_site(site).ledger for site in sites]
+            files += [site.ledger for site in sites]
         elif path.is_file():
             files.append(path)
         else:

@@ -220,6 +220,16 @@ def load_site(path: Path) -> SiteConfig:
     return config.model_copy(update={"data": folder / config.data, "ledger": folder / config.ledger})
 
 
+def load_sites(run: Path) -> list[SiteConfig]:
+    """The sites that a run directory holds, in the order of their numbers; a deployed run holds none.
+
+    Raises:
+        ConfigurationError: in one line, the setting, its value and the bound.
+    """
+    files = (run / "sites").glob("*/site.toml")
+    return [load_site(file) for file in sorted(files, key=lambda f: (len(f.parent.name), f.parent.name))]
+
+
 def save_site(config: SiteConfig, path: Path) -> None:
     """Write a site; paths inside the folder of the file are written relative to it."""
     folder = path.parent.resolve()

@@ -24,7 +24,7 @@ from fednas.evaluation import public_accuracy
 from fednas.space import Architecture, create
 from server.checkpoint import create_run
 from server.cohort import Costs
-from simulations.loopback import InProcessGrid
+from simulations.loopback import InProcessGrid, node_configs
 from simulations.scenario import Scenario, ScenarioData, prepare
 from simulations.scenarios import SCENARIOS
 
@@ -148,8 +148,7 @@ def do(job: Job) -> list[Row]:
         path = Path(folder) / "run"
         create_run(path, study, run=uuid.uuid4().hex, about={})
         prepare(data, path, cap=study.privacy.budget)
-        count = len(data.sites)
-        nodes = {i + 1: {"partition-id": i, "num-partitions": count} for i in range(count)}
+        nodes = node_configs(len(data.sites))
         grid = InProcessGrid(client_app, nodes, {"sites-dir": str(path / "sites")})
         completed = conduct(grid, path, resume=False)
         open_site.cache_clear()

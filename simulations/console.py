@@ -109,7 +109,8 @@ def site_table(path: Path) -> Table:
     table.add_column("site")
     for name in ("epsilon claimed", "epsilon charged", "cap", "delta", "entries", "ledger"):
         table.add_column(name, justify="right")
-    for site, statement in site_statements(path).items():
+    statements = site_statements(path)
+    for site, statement in statements.items():
         seeded = statement.non_private and statement.nominal_claimed_epsilon < float("inf")
         claimed = statement.nominal_claimed_epsilon if seeded else statement.claimed_epsilon
         charged = max(spend.nominal_charged_epsilon for spend in statement.streams)
@@ -122,7 +123,7 @@ def site_table(path: Path) -> Table:
             str(statement.entries),
             "[green]verified[/]",
         )
-    if any(statement.non_private for statement in site_statements(path).values()):
+    if any(statement.non_private for statement in statements.values()):
         table.caption = "[red]NOT PRIVATE: epsilon is infinite (seeded test noise, or none)[/]"
     return table
 

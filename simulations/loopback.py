@@ -17,6 +17,11 @@ Clock = Callable[[], float]
 _POLL_S = 0.005
 
 
+def node_configs(num_sites: int) -> dict[int, dict[str, UserConfigValue]]:
+    """What Flower tells the nodes of a simulation: their partition and how many there are, by node id."""
+    return {i + 1: {"partition-id": i, "num-partitions": num_sites} for i in range(num_sites)}
+
+
 class LocalGrid(Grid):
     """What grids inside one machine share: ids, the refusal of unknown nodes, and blocking exchange."""
 

@@ -1,6 +1,5 @@
 """Run a scenario: write each site down as a real one would, then let the unmodified apps meet on a grid."""
 
-import logging
 import platform
 import shutil
 import subprocess
@@ -19,13 +18,14 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid
 
 from client.datasets import load as load_records
-from fednas.config import SiteConfig, StudyConfig, load_site
-from fednas.errors import ConfigurationError, FednasError, RunDirectoryError
+from fednas.config import StudyConfig, load_site, load_sites
+from fednas.errors import ConfigurationError, FednasError, LedgerError, RunDirectoryError
 from fednas.evaluation import public_accuracy
 from fednas.export import require_exporters, run_onnx
 from fednas.privacy.budget import PrivacyBudget
-from fednas.privacy.ledger import PrivacyLedger
+from fednas.privacy.ledger import read_statement
 from fednas.privacy.spend import SpendStatement
+from fednas.privacy.verify import LedgerTampered, verify
 from fednas.space import Architecture, create
 from fednas.supernet import Supernet
 from fednas.wire import SiteFacts
@@ -35,8 +35,6 @@ from server.report import PACKAGES
 from simulations.scenario import Scenario, ScenarioData, prepare
 
 Runtime = Literal["loopback", "workers", "ray"]
-
-_log = logging.getLogger("fednas.simulation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,24 +201,19 @@ def oracle(path: Path) -> dict[str, Any]:
 
 
 def site_statements(path: Path) -> dict[str, SpendStatement]:
-    """What each site's ledger says, by the site's name; opening a ledger checks its chain.
+    """What each site's ledger says, by the site's name, once the verifier has found nothing wrong with it.
 
     Raises:
         LedgerError: a ledger is corrupt.
     """
     statements = {}
-    for config in site_configs(path):
-        with PrivacyLedger.open(
-            config.ledger, dataset=config.dataset, cap=config.cap, test_seed=config.test_seed
-        ) as ledger:
-            statements[config.name] = ledger.statement()
+    for config in load_sites(path):
+        try:
+            verify(config.ledger)
+        except LedgerTampered as error:
+            raise LedgerError(f"the ledger of {config.name} does not hold: {error}") from error
+        statements[config.name] = read_statement(config.ledger)
     return statements
-
-
-def site_configs(path: Path) -> list[SiteConfig]:
-    """The sites of a run, in the order of their numbers."""
-    files = (path / "sites").glob("site-*/site.toml")
-    return [load_site(file) for file in sorted(files, key=lambda file: int(file.parent.name[5:]))]
 
 
 def _execute(path: Path, options: Options, *, resume: bool) -> dict[str, Any]:
@@ -255,11 +248,11 @@ def _run_here(run_config: Mapping[str, Any], num_sites: int, options: Options) -
     from client.app import app as client_app
     from client.site import open_site
     from server.app import app as server_app
-    from simulations.loopback import InProcessGrid
+    from simulations.loopback import InProcessGrid, node_configs
     from simulations.workers import WorkerGrid
 
     torch.set_num_threads(1)
-    nodes = {i + 1: {"partition-id": i, "num-partitions": num_sites} for i in range(num_sites)}
+    nodes = node_configs(num_sites)
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=dict(run_config))
     if options.runtime == "workers":
         with WorkerGrid("client.app:app", nodes, dict(run_config), num_workers=options.workers) as workers:
