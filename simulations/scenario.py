@@ -3,11 +3,21 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fednas.config import DataSchema, SiteConfig, StudyConfig, save_site
+from fednas.config import (
+    DataSchema,
+    PrivacySection,
+    ScheduleSection,
+    SearchSection,
+    SiteConfig,
+    StudyConfig,
+    TrainingSection,
+    save_site,
+)
 from fednas.devices import DeviceProfile
 from fednas.errors import DatasetError
 from fednas.privacy.budget import PrivacyBudget
@@ -86,6 +96,31 @@ class Scenario:
     def schema(self) -> DataSchema:
         """The public schema of a record."""
         return self.study.data
+
+
+def suggested_study(
+    name: str,
+    space: Literal["mlp", "conv", "conv1d"],
+    data: DataSchema,
+    *,
+    clip_norm: float,
+    learning_rate: float,
+) -> StudyConfig:
+    """The study that the shipped scenarios share: they differ in their data, their space and their step."""
+    return StudyConfig(
+        name=name,
+        data=data,
+        search=SearchSection(space=space),
+        privacy=PrivacySection(epsilon=3.0, delta=1e-5, weights=0.8, architecture=0.0, fitness=0.2),
+        schedule=ScheduleSection(search_rounds=30, final_rounds=30, generations=2, candidates=12),
+        training=TrainingSection(
+            sampling_probability=0.1,
+            steps_per_round=5,
+            clip_norm=clip_norm,
+            learning_rate=learning_rate,
+            momentum=0.9,
+        ),
+    )
 
 
 def refusal(declared_size: int) -> str | None:

@@ -5,18 +5,11 @@ import io
 
 import numpy as np
 
-from fednas.config import (
-    DataSchema,
-    PrivacySection,
-    ScheduleSection,
-    SearchSection,
-    StudyConfig,
-    TrainingSection,
-)
+from fednas.config import DataSchema
 from fednas.devices import DeviceProfile
 from simulations import packaged
 from simulations.partition import dirichlet, held_out
-from simulations.scenario import Scenario, ScenarioData, SiteData
+from simulations.scenario import Scenario, ScenarioData, SiteData, suggested_study
 
 CLASSES = tuple(str(digit) for digit in range(10))
 
@@ -68,19 +61,12 @@ def scenario() -> Scenario:
             "1 797 handwritten digits of 8 x 8 pixels, ten classes, divided among five post offices with "
             "Dirichlet label skew (concentration 1). One record is one digit."
         ),
-        study=StudyConfig(
-            name="digits",
-            data=DataSchema(input_shape=(1, 8, 8), class_names=CLASSES),
-            search=SearchSection(space="conv"),
-            privacy=PrivacySection(epsilon=3.0, delta=1e-5, weights=0.8, architecture=0.0, fitness=0.2),
-            schedule=ScheduleSection(search_rounds=30, final_rounds=30, generations=2, candidates=12),
-            training=TrainingSection(
-                sampling_probability=0.1,
-                steps_per_round=5,
-                clip_norm=0.5,
-                learning_rate=0.25,
-                momentum=0.9,
-            ),
+        study=suggested_study(
+            "digits",
+            "conv",
+            DataSchema(input_shape=(1, 8, 8), class_names=CLASSES),
+            clip_norm=0.5,
+            learning_rate=0.25,
         ),
         load=load,
         baseline={"stem": "scattering", "body": "linear", "grid": 4},

@@ -12,19 +12,12 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from fednas.config import (
-    DataSchema,
-    PrivacySection,
-    ScheduleSection,
-    SearchSection,
-    StudyConfig,
-    TrainingSection,
-)
+from fednas.config import DataSchema
 from fednas.devices import DeviceProfile
 from fednas.errors import DatasetError
 from simulations import packaged
 from simulations.partition import held_out
-from simulations.scenario import Scenario, ScenarioData, SiteData, refusal
+from simulations.scenario import Scenario, ScenarioData, SiteData, refusal, suggested_study
 
 CLASSES = ("none", "hyperthyroid", "hypothyroid", "other")
 
@@ -105,19 +98,12 @@ def scenario() -> Scenario:
             "9 172 thyroid patients of one laboratory, divided by the hospital that referred them; four "
             "groups of diagnoses, 29 features, laboratory values often missing. One record is one patient."
         ),
-        study=StudyConfig(
-            name="hospitals",
-            data=DataSchema(input_shape=(NUM_FEATURES,), class_names=CLASSES),
-            search=SearchSection(space="mlp"),
-            privacy=PrivacySection(epsilon=3.0, delta=1e-5, weights=0.8, architecture=0.0, fitness=0.2),
-            schedule=ScheduleSection(search_rounds=30, final_rounds=30, generations=2, candidates=12),
-            training=TrainingSection(
-                sampling_probability=0.1,
-                steps_per_round=5,
-                clip_norm=1.0,
-                learning_rate=1.0,
-                momentum=0.9,
-            ),
+        study=suggested_study(
+            "hospitals",
+            "mlp",
+            DataSchema(input_shape=(NUM_FEATURES,), class_names=CLASSES),
+            clip_norm=1.0,
+            learning_rate=1.0,
         ),
         load=load,
         baseline={"activation": "tanh", "depth": 1, "layers.0.width": 32},

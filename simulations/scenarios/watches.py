@@ -8,18 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fednas.config import (
-    DataSchema,
-    PrivacySection,
-    ScheduleSection,
-    SearchSection,
-    StudyConfig,
-    TrainingSection,
-)
+from fednas.config import DataSchema
 from fednas.devices import DeviceProfile
 from simulations import packaged
 from simulations.partition import held_out
-from simulations.scenario import Scenario, ScenarioData, SiteData
+from simulations.scenario import Scenario, ScenarioData, SiteData, suggested_study
 
 # The published names of the exercises, in the order of the published labels.
 CLASSES = ("PEN", "ABD", "FEL", "IR", "ER", "TRAP", "ROW")
@@ -87,19 +80,12 @@ def scenario() -> Scenario:
             "channels at 50 Hz, cut into windows of 64 samples that do not overlap. One record is one "
             "window: the guarantee covers 1.28 seconds of motion, not a recording and not the person."
         ),
-        study=StudyConfig(
-            name="watches",
-            data=DataSchema(input_shape=(CHANNELS, WINDOW), class_names=CLASSES),
-            search=SearchSection(space="conv1d"),
-            privacy=PrivacySection(epsilon=3.0, delta=1e-5, weights=0.8, architecture=0.0, fitness=0.2),
-            schedule=ScheduleSection(search_rounds=30, final_rounds=30, generations=2, candidates=12),
-            training=TrainingSection(
-                sampling_probability=0.1,
-                steps_per_round=5,
-                clip_norm=0.5,
-                learning_rate=0.4,
-                momentum=0.9,
-            ),
+        study=suggested_study(
+            "watches",
+            "conv1d",
+            DataSchema(input_shape=(CHANNELS, WINDOW), class_names=CLASSES),
+            clip_norm=0.5,
+            learning_rate=0.4,
         ),
         load=load,
         baseline={"stem": "spectrum", "body": "linear"},
