@@ -7,6 +7,7 @@ from typing import Self
 
 from fednas.errors import ConfigurationError
 from fednas.privacy.numbers import decode_real, encode_real, real
+from fednas.privacy.renyi import ORDERS, checked_order, least_order, renyi_budget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,14 +18,21 @@ class PrivacyBudget:
         epsilon: positive and finite; infinite only when `is_private` is False.
         delta: strictly between 0 and 1; see `check_size` for the bound that a site's size sets.
         is_private: False states in so many words that nothing is protected.
+        order: None in plan mode, where noise is fixed beforehand and the claim is by privacy loss
+            distributions. 2 to 256 in adaptive mode: the one order at which a Rényi filter adds up what is
+            charged, so that noise may depend on what was released; it costs some epsilon.
 
     Raises:
-        ConfigurationError: a number is out of its bounds, or epsilon and `is_private` contradict each other.
+        ConfigurationError: a number is out of its bounds, epsilon and `is_private` contradict each other, or
+            nothing at all fits epsilon and delta at the order.
+
+    Source: Feldman and Zrnic (2021), arXiv 2008.11193; Lécuyer (2021), arXiv 2103.01379.
     """
 
     epsilon: float
     delta: float
     is_private: bool = True
+    order: int | None = None
 
     def __post_init__(self) -> None:
         epsilon, delta = real(self.epsilon), real(self.delta)
@@ -40,6 +48,32 @@ class PrivacyBudget:
             )
         object.__setattr__(self, "epsilon", epsilon)
         object.__setattr__(self, "delta", delta)
+        if self.order is not None:
+            self._check_order()
+
+    def _check_order(self) -> None:
+        assert self.order is not None
+        if not self.is_private:
+            raise ConfigurationError(f"a non-private budget has no order, got {self.order!r}")
+        order = checked_order(self.order)
+        object.__setattr__(self, "order", order)
+        if not renyi_budget(self.epsilon, self.delta, order) > 0.0:
+            least = least_order(self.epsilon, self.delta)
+            raise ConfigurationError(
+                f"at order {order} nothing at all fits epsilon {self.epsilon:g} at delta {self.delta:g}; "
+                + ("raise epsilon" if least is None else f"choose an order of {least} to {ORDERS[-1]}")
+            )
+
+    @property
+    def renyi(self) -> float:
+        """The most Rényi divergence that fits, in nats, at `order`.
+
+        Raises:
+            ConfigurationError: the budget has no order.
+        """
+        if self.order is None:
+            raise ConfigurationError("a budget without an order has no Rényi budget; fix an order, 2 to 256")
+        return renyi_budget(self.epsilon, self.delta, self.order)
 
     @classmethod
     def non_private(cls, *, delta: float = 1e-5) -> Self:
@@ -70,26 +104,35 @@ class PrivacyBudget:
                 f"{1.0 / declared_size:g}"
             )
 
-    def encode(self) -> dict[str, str]:
-        """Return the budget as canonical JSON values: numbers are exact strings."""
-        return {"delta": encode_real(self.delta), "epsilon": encode_real(self.epsilon)}
+    def encode(self) -> dict[str, str | int]:
+        """Return the budget as canonical JSON values: numbers are exact strings, an order is an integer."""
+        value: dict[str, str | int] = {
+            "delta": encode_real(self.delta),
+            "epsilon": encode_real(self.epsilon),
+        }
+        return value if self.order is None else {**value, "order": self.order}
 
     @classmethod
     def decode(cls, value: object) -> Self:
         """Return the budget that `encode` wrote.
 
         Args:
-            value: a parsed JSON object with exactly the keys `epsilon` and `delta`.
+            value: a parsed JSON object with exactly the keys `epsilon`, `delta` and, if any, `order`.
 
         Raises:
             ConfigurationError: a key is unknown or missing, or a number is not canonical or out of bounds.
         """
-        if not isinstance(value, Mapping) or set(value) != {"delta", "epsilon"}:
-            raise ConfigurationError("expected a budget with exactly the keys delta and epsilon")
+        if not isinstance(value, Mapping) or set(value) - {"order"} != {"delta", "epsilon"}:
+            raise ConfigurationError(
+                "expected a budget with exactly the keys delta, epsilon and, if any, order"
+            )
         epsilon, delta = decode_real(value["epsilon"]), decode_real(value["delta"])
         if epsilon is None or delta is None:
             raise ConfigurationError("expected the numbers of a budget as exact decimal strings")
-        return cls(epsilon=epsilon, delta=delta, is_private=not math.isinf(epsilon))
+        order = value.get("order")
+        if "order" in value and type(order) is not int:
+            raise ConfigurationError("expected the order of a budget as an integer")
+        return cls(epsilon=epsilon, delta=delta, is_private=not math.isinf(epsilon), order=order)
 
 
 NON_PRIVATE = PrivacyBudget.non_private()
