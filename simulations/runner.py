@@ -24,7 +24,7 @@ from fednas.evaluation import public_accuracy
 from fednas.export import require_exporters, run_onnx
 from fednas.privacy.budget import PrivacyBudget
 from fednas.privacy.ledger import read_statement
-from fednas.privacy.spend import SpendStatement
+from fednas.privacy.spend_statement import SpendStatement
 from fednas.privacy.verify import LedgerTampered, verify
 from fednas.space import Architecture, create
 from fednas.supernet import Supernet

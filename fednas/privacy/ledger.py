@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self, cast, final
@@ -11,23 +12,20 @@ from safetensors.numpy import load
 
 from fednas.errors import LedgerError, PrivacyError, ReplayMismatchError
 from fednas.privacy.budget import PrivacyBudget
+from fednas.privacy.declaration import Declaration
 from fednas.privacy.entropy import Entropy, SecureEntropy, SeededEntropy
 from fednas.privacy.plan import PrivacyPlan
 from fednas.privacy.released import SEAL, Arrays, Operation, Permit, Released, check_name, serialise
-from fednas.privacy.spend import (
-    FORMAT,
-    BudgetExhaustedError,
-    Spend,
-    SpendStatement,
-    StreamsFixedError,
-    StreamSpend,
-    refusal_key,
-)
+from fednas.privacy.renyi_filter import BudgetExhaustedError, StreamsFixedError
+from fednas.privacy.signing import Signer
+from fednas.privacy.spend import FORMAT, Spend, refusal_key
+from fednas.privacy.spend_statement import SpendStatement, StreamSpend
 from fednas.privacy.store import LedgerStore, stream_key
 
 __all__ = [
     "Arrays",
     "BudgetExhaustedError",
+    "Declaration",
     "Operation",
     "Permit",
     "PrivacyLedger",
@@ -45,40 +43,61 @@ class PrivacyLedger:
 
     Guarantees:
         - A charge is durable before its mechanism runs; no failure, crash or retry gives it back.
-        - Per stream, the PLD epsilon of all opened plans at T_max never exceeds the cap at which each was
-          opened, over all runs, processes and versions that use the file.
+        - Under a cap without an order, per stream, the PLD epsilon of all opened plans at T_max never exceeds
+          the cap at which each was opened, over all runs, processes and versions that use the file.
+        - Under a cap with an order, per stream, the Rényi divergences of all charges at that order never add
+          up to more than the cap allows: a filter, so each charge may depend on whatever was released before.
         - A repeated operation returns the stored bytes: no new noise, no new charge.
         - No entry holds anything that depends on a record.
+        - Each commit ends in a signature: without the key file nobody can add to it or change it.
 
     Source: McSherry (2009), "Privacy integrated queries", for parallel composition over disjoint streams;
-    Zhu et al. (2022), arXiv 2106.08567, for composing privacy losses.
+    Zhu et al. (2022), arXiv 2106.08567, for composing privacy losses; Feldman and Zrnic (2021), arXiv
+    2008.11193, for the filter.
     """
 
     def __init__(
-        self, *, store: LedgerStore, spend: Spend, key: bytes, test_seed: int | None, seal: object = None
+        self,
+        *,
+        store: LedgerStore,
+        spend: Spend,
+        dataset: str,
+        key: bytes,
+        test_seed: int | None,
+        seal: object = None,
     ) -> None:
         if seal is not SEAL:
             raise PrivacyError("open a ledger with PrivacyLedger.open")
-        self._store, self._spend, self._key, self._test_seed = store, spend, key, test_seed
+        self._store, self._spend, self._dataset = store, spend, dataset
+        self._key, self._signer, self._test_seed = key, Signer(key), test_seed
 
     @classmethod
     def open(
-        cls, path: Path, *, dataset: str, cap: PrivacyBudget, test_seed: int | None = None
+        cls,
+        path: Path,
+        *,
+        dataset: str,
+        cap: PrivacyBudget,
+        test_seed: int | None = None,
+        declaration: Declaration | None = None,
     ) -> "PrivacyLedger":
         """Create a dataset's ledger, or open the one it has.
 
         Args:
-            path: of the file; the secret that assigns records to streams lies beside it as `<path>.key`.
+            path: of the file; the secret that assigns records to streams, and signs, lies beside it as
+                `<path>.key`.
             dataset: public name of the dataset, the same for ever.
-            cap: what its owner allows per stream; another epsilon than before is recorded as an entry.
+            cap: what its owner allows per stream; another epsilon than before is recorded as an entry. Its
+                order never changes; with one, epsilon may only be lowered.
             test_seed: makes all noise reproducible and so every epsilon infinite; None in production.
+            declaration: what the owner declares; None keeps the words of before.
 
         Returns:
             An open ledger; use it as a context manager or close it.
 
         Raises:
-            LedgerError: the file belongs to another dataset, key or noise source, its chain is broken, it is
-                missing beside its key, the delta is smaller than before, or the disk refuses.
+            LedgerError: the file belongs to another dataset, key or noise source, its chain or its signature
+                is broken, it is missing beside its key, the cap may not change so, or the disk refuses.
         """
         check_name("dataset", dataset)
         key_path = path.with_name(path.name + ".key")
@@ -91,25 +110,68 @@ class PrivacyLedger:
             with store.transaction():
                 store.replay(spend.add)
                 key = stream_key(key_path, test_seed, create=spend.cap is None)
-                noise = "secure" if test_seed is None else "seeded"
-                if spend.cap is None:
-                    body = {"cap": cap.encode(), "dataset": dataset, "format": FORMAT, "noise": noise}
-                    store.append("OPEN", body | {"key": hashlib.sha256(key).hexdigest()})
-                else:
-                    spend.check_identity(dataset=dataset, key=key, delta=cap.delta)
-                    if spend.cap != cap:
-                        store.append("CAP", {"cap": cap.encode()})
-            ledger = cls(store=store, spend=spend, key=key, test_seed=test_seed, seal=SEAL)
+            ledger = cls(store=store, spend=spend, dataset=dataset, key=key, test_seed=test_seed, seal=SEAL)
+            with ledger._writing():
+                ledger._introduce(cap, declaration)
             ledger._catch_up()
         except BaseException:
             store.close()
             raise
         return ledger
 
+    def _introduce(self, cap: PrivacyBudget, declaration: Declaration | None) -> None:
+        """Write down what is new since the last opening: everything at the first one."""
+        spend = self._spend
+        if spend.cap is None:
+            self._store.append(
+                "OPEN",
+                {
+                    "cap": cap.encode(),
+                    "dataset": self._dataset,
+                    "format": FORMAT,
+                    "key": hashlib.sha256(self._key).hexdigest(),
+                    "noise": "secure" if self._test_seed is None else "seeded",
+                    "signer": self._signer.public_key,
+                },
+            )
+        else:
+            spend.check_identity(dataset=self._dataset, key=self._key, cap=cap)
+            if spend.cap != cap:
+                self._store.append("CAP", {"cap": cap.encode()})
+        declared = (declaration or spend.declaration).encode()
+        if spend.declared != declared:
+            self._store.append("DECLARE", declared)
+
     @property
     def stream_key(self) -> bytes:
         """32 secret bytes that assign this dataset's records to streams; they never leave the site."""
         return self._key
+
+    @property
+    def public_key(self) -> str:
+        """64 hexadecimal digits of the key under which every commit of this ledger is signed."""
+        return self._signer.public_key
+
+    def position(self) -> tuple[int, str]:
+        """Number of entries and digest of the last one: what a server keeps as its high-water mark.
+
+        Raises:
+            LedgerError: the file is corrupt or the disk refuses.
+        """
+        self._catch_up()
+        return self._spend.entries, self._spend.head
+
+    def contains(self, head: str) -> bool:
+        """Whether this ledger has been in the state that a head names; an older copy has not.
+
+        Args:
+            head: digest of an entry, as somebody else kept it.
+
+        Raises:
+            LedgerError: the file is corrupt or the disk refuses.
+        """
+        self._catch_up()
+        return self._store.contains(head)
 
     @property
     def head(self) -> str:
@@ -135,8 +197,7 @@ class PrivacyLedger:
         if run not in self._spend.plans:
             self._spend.excess(plan)  # accountants are slow and cached: not while others wait for the lock
         refusal: PrivacyError | None = None
-        with self._store.transaction():
-            self._catch_up()
+        with self._writing():
             known = self._spend.plans.get(run)
             if known is None:
                 refusal = self._spend.moved(plan) or self._spend.excess(plan)
@@ -175,8 +236,7 @@ class PrivacyLedger:
             - What is returned is what is stored.
         """
         refusal: PrivacyError | None = None
-        with self._store.transaction():
-            self._catch_up()
+        with self._writing():
             known = self._spend.operations.get(operation.id, (operation.kind, operation.digest))
             done = operation.id in self._spend.releases
             if known != (operation.kind, operation.digest):
@@ -195,8 +255,7 @@ class PrivacyLedger:
             raise refusal
         if not done:
             reply = serialise(self._run(operation, charges, mechanism))
-            with self._store.transaction():
-                self._catch_up()
+            with self._writing():
                 # Another process may have answered the same request meanwhile: its reply is the reply.
                 if operation.id not in self._spend.releases:
                     self._store.keep(operation.id, reply)
@@ -228,6 +287,19 @@ class PrivacyLedger:
 
     def _catch_up(self) -> None:
         self._store.replay(self._spend.add)
+        self._spend.check_signature()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Hold the file, know all of it, and end what was added with a signature."""
+        with self._store.transaction():
+            self._catch_up()
+            yield
+            entries, kind, head = self._store.tail()
+            if entries > self._spend.entries:
+                assert kind != "CHECKPOINT"
+                signature = self._signer.sign(self._dataset, entries, head)
+                self._store.append("CHECKPOINT", {"signature": signature})
 
     def _record(self, refusal: PrivacyError, *, run: str, subject: str) -> None:
         code = "REPLAY_MISMATCH"
@@ -262,7 +334,7 @@ class PrivacyLedger:
 
     def _stored(self, operation_id: str) -> Released[Arrays]:
         self._catch_up()
-        digest, head, entries = self._spend.releases[operation_id]
+        digest, head, entries, signature = self._spend.releases[operation_id]
         reply = self._store.reply(operation_id)
         if reply is None or hashlib.sha256(reply).hexdigest() != digest:
             raise LedgerError(
@@ -272,7 +344,14 @@ class PrivacyLedger:
         for array in arrays.values():
             array.flags.writeable = False
         value = cast(Arrays, MappingProxyType(arrays))
-        return Released(value=value, operation_id=operation_id, head=head, entries=entries, seal=SEAL)
+        return Released(
+            value=value,
+            operation_id=operation_id,
+            head=head,
+            entries=entries,
+            signature=signature,
+            seal=SEAL,
+        )
 
 
 def read_statement(path: Path) -> SpendStatement:
@@ -289,4 +368,5 @@ def read_statement(path: Path) -> SpendStatement:
         store.replay(spend.add)
     if spend.cap is None:
         raise LedgerError(f"{path} is an empty ledger; give the file of a dataset")
+    spend.check_signature()
     return spend.statement()

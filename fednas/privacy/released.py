@@ -48,6 +48,7 @@ class Released(_Sealed, Generic[T]):
         operation_id: of the operation that was charged.
         head: digest of the ledger's RELEASE entry, the same each time the reply is asked for.
         entries: number of entries up to that head: it never decreases between new releases.
+        signature: of the ledger under its dataset, entries and head; see `fednas.privacy.signing`.
 
     Raises:
         PrivacyError: when constructed anywhere but in the ledger.
@@ -57,6 +58,7 @@ class Released(_Sealed, Generic[T]):
     operation_id: str
     head: str
     entries: int
+    signature: str
     seal: InitVar[object] = None
 
     def __post_init__(self, seal: object) -> None:

@@ -7,103 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
-from fednas.errors import BudgetExceededError, ConfigurationError, LedgerError, PrivacyError
-from fednas.privacy.accounting import epsilon_pld
+from fednas.errors import ConfigurationError, LedgerError, PrivacyError
+from fednas.privacy.accounting import epsilon_at_order, epsilon_pld
 from fednas.privacy.budget import PrivacyBudget
+from fednas.privacy.declaration import Declaration
 from fednas.privacy.events import Event
 from fednas.privacy.numbers import canonical_json
 from fednas.privacy.plan import STREAMS, PrivacyPlan
+from fednas.privacy.renyi_filter import BudgetExhaustedError, RenyiFilter, StreamsFixedError
+from fednas.privacy.signing import is_signed
+from fednas.privacy.spend_statement import SpendStatement, StreamSpend
 from fednas.privacy.store import Entry
 
-FORMAT: Final = 1
-
-
-@final
-class BudgetExhaustedError(BudgetExceededError):
-    """A charge does not fit; `code` is all that may leave the site about it."""
-
-    code: Final = "BUDGET_EXHAUSTED"
-
-
-@final
-class StreamsFixedError(PrivacyError):
-    """A plan divides the dataset otherwise than its first one did; `code` is all that may leave about it."""
-
-    code: Final = "STREAMS_FIXED"
-
-
-@dataclass(frozen=True, kw_only=True)
-class StreamSpend:
-    """What one stream's records have lost, add or remove one record, at the cap's delta.
-
-    Args:
-        stream: `weights`, `architecture` or `fitness`.
-        claimed_epsilon: PLD epsilon of every opened plan at its T_max: the number to state. Stopping early
-            does not lower it. Infinite when noise was reproducible or absent.
-        charged_epsilon: PLD epsilon of the events that were really charged, for information only.
-        nominal_claimed_epsilon: the claim as if no noise had been seeded.
-        nominal_charged_epsilon: the charge as if no noise had been seeded.
-    """
-
-    stream: str
-    claimed_epsilon: float
-    charged_epsilon: float
-    nominal_claimed_epsilon: float
-    nominal_charged_epsilon: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpendStatement:
-    """Everything a ledger can say about the privacy of its dataset; all of it may be printed anywhere.
-
-    Args:
-        dataset: the dataset's public name.
-        cap: what its owner allows, per stream.
-        streams: the spend of each stream; they are disjoint, so the dataset's epsilon is their maximum.
-        entries: how many entries the ledger holds.
-        head: digest of the last one; keep it elsewhere, it is what a restored old copy cannot show.
-        non_private: whether any noise was reproducible or absent; then epsilons are infinite.
-        open_reservations: charges without a release: crashes, failures and computations under way.
-        refusals: requests that were refused, each counted once.
-    """
-
-    dataset: str
-    cap: PrivacyBudget
-    streams: tuple[StreamSpend, ...]
-    entries: int
-    head: str
-    non_private: bool
-    open_reservations: int
-    refusals: int
-
-    @property
-    def delta(self) -> float:
-        """The delta of every epsilon here: the cap's."""
-        return self.cap.delta
-
-    @property
-    def claimed_epsilon(self) -> float:
-        """The dataset's epsilon: the maximum over its disjoint streams."""
-        return max(spend.claimed_epsilon for spend in self.streams)
-
-    @property
-    def nominal_claimed_epsilon(self) -> float:
-        """The dataset's epsilon as if no noise had been seeded."""
-        return max(spend.nominal_claimed_epsilon for spend in self.streams)
-
-    def stream(self, name: str) -> StreamSpend:
-        """The spend of one stream.
-
-        Args:
-            name: `weights`, `architecture` or `fitness`.
-
-        Raises:
-            ConfigurationError: there is no such stream.
-        """
-        for spend in self.streams:
-            if spend.stream == name:
-                return spend
-        raise ConfigurationError(f"unknown stream {name!r}; choose one of {[s.stream for s in self.streams]}")
+FORMAT: Final = 2
 
 
 @final
@@ -113,17 +29,26 @@ class Spend:
 
     dataset: str = ""
     key_digest: str = ""
+    signer: str = ""
     seeded: bool = False
     cap: PrivacyBudget | None = None
+    first_cap: PrivacyBudget | None = None
     cap_was_lowered: bool = False
+    declared: Mapping[str, Any] | None = None  # body of the last DECLARE
+    declaration: Declaration = field(default_factory=Declaration)
     entries: int = 0
     head: str = ""
     plans: dict[str, PrivacyPlan] = field(default_factory=dict)
     spent: Counter[tuple[str, str]] = field(default_factory=Counter)  # (run, allowance) -> amount
+    filter: RenyiFilter | None = None  # of a cap with an order
     operations: dict[str, tuple[str, str]] = field(default_factory=dict)  # id -> (kind, digest)
-    releases: dict[str, tuple[str, str, int]] = field(default_factory=dict)  # id -> (reply, head, entries)
+    # id -> (reply, head, entries, signature)
+    releases: dict[str, tuple[str, str, int, str]] = field(default_factory=dict)
     refusals: set[str] = field(default_factory=set)
     num_reservations: int = 0
+    _latest: str = ""  # the operation of a RELEASE whose signature is still to come
+    _signature: tuple[str, int, str] | None = None  # the last one, and the entries and head that it signs
+    _checked: bool = False
 
     def add(self, entry: Entry) -> None:
         """Take the next entry in.
@@ -140,9 +65,39 @@ class Spend:
             raise LedgerError(
                 f"entry {entry.seq} of the ledger is malformed ({error}); restore an intact copy"
             ) from error
+        if entry.kind == "CHECKPOINT":
+            self._take_signature(str(entry.body["signature"]))
         self.entries, self.head = entry.seq + 1, entry.digest
         if entry.kind == "RELEASE":
-            self.releases[entry.body["operation"]] = (entry.body["reply"], self.head, self.entries)
+            self._latest = entry.body["operation"]
+            self.releases[self._latest] = (entry.body["reply"], self.head, self.entries, "")
+
+    def _take_signature(self, signature: str) -> None:
+        """Remember what a CHECKPOINT says of the entry before it."""
+        self._signature, self._checked = (signature, self.entries, self.head), False
+        if self._latest:
+            self.releases[self._latest] = (*self.releases[self._latest][:3], signature)
+            self._latest = ""
+
+    def check_signature(self) -> None:
+        """Refuse a ledger that does not end in the signature of its own key.
+
+        The chain makes one signature cover every entry before it.
+
+        Raises:
+            LedgerError: the last commit is not signed: somebody without the key wrote or cut the file.
+        """
+        if self._checked or self.entries == 0:
+            return
+        signature, entries, head = self._signature or ("", 0, "")
+        if entries + 1 != self.entries or not is_signed(
+            self.signer, signature, dataset=self.dataset, entries=entries, head=head
+        ):
+            raise LedgerError(
+                f"the ledger's last entry, {self.entries - 1}, is not a signature of its own key; restore an "
+                "intact copy"
+            )
+        self._checked = True
 
     def _add(self, kind: str, body: Mapping[str, Any]) -> None:
         if (kind == "OPEN") != (self.entries == 0):
@@ -150,13 +105,17 @@ class Spend:
         if kind == "OPEN":
             if body["format"] != FORMAT:
                 raise LedgerError(f"format {body['format']!r} is not {FORMAT}; use the version that wrote it")
-            self.dataset, self.key_digest = body["dataset"], body["key"]
+            self.dataset, self.key_digest, self.signer = body["dataset"], body["key"], body["signer"]
             self.seeded = body["noise"] != "secure"
-            self.cap = PrivacyBudget.decode(body["cap"])
+            self.cap = self.first_cap = PrivacyBudget.decode(body["cap"])
+            self.filter = RenyiFilter(self.cap.order) if self.cap.order is not None else None
         elif kind == "CAP":
             cap = PrivacyBudget.decode(body["cap"])
+            self._check_cap(cap)
             self.cap_was_lowered |= self.cap is None or cap.epsilon < self.cap.epsilon
             self.cap = cap
+        elif kind == "DECLARE":
+            self.declaration, self.declared = Declaration.decode(body), body
         elif kind == "PLAN":
             plan = PrivacyPlan.from_json(canonical_json(body["plan"]))
             if plan.id != body["id"] or body["run"] in self.plans:
@@ -167,8 +126,10 @@ class Spend:
             self.plans[body["run"]] = plan
         elif kind == "RESERVE":
             for name, amount in body["charges"].items():
-                self.plans[body["run"]].allowance(name)
+                allowance = self.plans[body["run"]].allowance(name)
                 self.spent[body["run"], name] += amount
+                if self.filter is not None:
+                    self.filter.add(allowance, amount)
             self.operations[body["operation"]] = (body["kind"], body["digest"])
             self.seeded |= body["noise"] != "secure"
             self.num_reservations += 1
@@ -177,16 +138,19 @@ class Spend:
                 raise LedgerError("a release without its reservation, or a second one")
         elif kind == "REFUSE":
             self.refusals.add(refusal_key(body["code"], body["subject"]))
+        elif kind == "CHECKPOINT":
+            if self.entries == 0 or (self._signature and self._signature[1] + 1 == self.entries):
+                raise LedgerError("a signature that signs nothing new")
         else:
             raise LedgerError(f"unknown kind {kind!r}")
 
-    def check_identity(self, *, dataset: str, key: bytes, delta: float) -> None:
+    def check_identity(self, *, dataset: str, key: bytes, cap: PrivacyBudget) -> None:
         """Refuse to go on with a file that belongs to something else.
 
         Args:
             dataset: the name its owner expects.
             key: the stream key at hand.
-            delta: of the cap its owner sets now.
+            cap: what its owner sets now.
 
         Raises:
             LedgerError: any of them contradicts the file.
@@ -201,9 +165,24 @@ class Spend:
                 "the ledger was made with another stream key or test seed: restore its key file; "
                 "a test ledger never becomes a private one, nor the other way round"
             )
-        if delta < self.cap.delta:
+        if cap.delta < self.cap.delta:
             raise LedgerError(
-                f"expected delta >= {self.cap.delta:g}, which was promised before, got {delta:g}"
+                f"expected delta >= {self.cap.delta:g}, which was promised before, got {cap.delta:g}"
+            )
+        self._check_cap(cap)
+
+    def _check_cap(self, cap: PrivacyBudget) -> None:
+        """Refuse a cap under which the claim would mean something else than at the first opening."""
+        assert self.cap is not None
+        if cap.order != self.cap.order:
+            raise LedgerError(
+                f"expected a cap of order {self.cap.order}, as at the first opening, got {cap.order}; "
+                "how a dataset is accounted for never changes"
+            )
+        if cap.order is not None and (cap.epsilon > self.cap.epsilon or cap.delta != self.cap.delta):
+            raise LedgerError(
+                f"expected a cap of at most epsilon {self.cap.epsilon:g} at delta {self.cap.delta:g}: a "
+                "filter's bound is fixed beforehand and may only be lowered"
             )
 
     def room(self, run: str, name: str) -> int:
@@ -238,8 +217,10 @@ class Spend:
         )
 
     def excess(self, *plans: PrivacyPlan) -> BudgetExhaustedError | None:
-        """Why plans may not be opened, or None: the claim of some stream would exceed the cap."""
+        """Why plans may not be opened, or None: some stream would exceed the cap if all of them were used."""
         assert self.cap is not None
+        if self.filter is not None:
+            return self.filter.refusal(self.cap, [(a, a.amount) for plan in plans for a in plan.allowances])
         for stream in STREAMS:
             epsilon = epsilon_pld(self.claimed(stream, *plans), self.cap.delta)
             if not epsilon <= self.cap.epsilon:
@@ -272,6 +253,12 @@ class Spend:
                 return BudgetExhaustedError(
                     f"a charge of {amount} to {name!r} exceeds the {room} that run {run!r} has left"
                 )
+        assert self.cap is not None
+        if self.filter is not None:
+            plan = self.plans[run]
+            return self.filter.refusal(
+                self.cap, [(plan.allowance(n), amount) for n, amount in charges.items()]
+            )
         return self.excess() if self.cap_was_lowered else None
 
     def statement(self) -> SpendStatement:
@@ -280,13 +267,13 @@ class Spend:
         cap = self.cap
         streams = []
         for stream in STREAMS:
-            claimed, charged = self.claimed(stream), self.charged(stream)
-            nominal = epsilon_pld(claimed, cap.delta), epsilon_pld(charged, cap.delta)
+            nominal = self._nominal(stream)
+            seeded = tuple(math.inf if self.seeded and epsilon > 0.0 else epsilon for epsilon in nominal)
             streams.append(
                 StreamSpend(
                     stream=stream,
-                    claimed_epsilon=math.inf if self.seeded and claimed else nominal[0],
-                    charged_epsilon=math.inf if self.seeded and charged else nominal[1],
+                    claimed_epsilon=seeded[0],
+                    charged_epsilon=seeded[1],
                     nominal_claimed_epsilon=nominal[0],
                     nominal_charged_epsilon=nominal[1],
                 )
@@ -297,10 +284,22 @@ class Spend:
             streams=tuple(streams),
             entries=self.entries,
             head=self.head,
+            signer=self.signer,
+            declaration=self.declaration,
             non_private=self.seeded or any(math.isinf(s.claimed_epsilon) for s in streams),
             open_reservations=self.num_reservations - len(self.releases),
             refusals=len(self.refusals),
         )
+
+    def _nominal(self, stream: str) -> tuple[float, float]:
+        """The claim and the charge of a stream, as if no noise had been seeded."""
+        assert self.cap is not None
+        assert self.first_cap is not None
+        charged = self.charged(stream)
+        if self.cap.order is None:
+            return epsilon_pld(self.claimed(stream), self.cap.delta), epsilon_pld(charged, self.cap.delta)
+        claim = self.first_cap.epsilon if charged else 0.0
+        return claim, min(claim, epsilon_at_order(charged, self.cap.delta, self.cap.order))
 
 
 def refusal_key(code: str, subject: str) -> str:

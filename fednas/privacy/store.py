@@ -88,7 +88,10 @@ class LedgerStore:
             return
         with self._translate():
             # Created here, so that SQLite's own files inherit the owner-only mode.
+            existed = path.exists()
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            if not existed:
+                _sync_folder(path)
             self._connection = sqlite3.connect(
                 path, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False
             )
@@ -179,6 +182,30 @@ class LedgerStore:
                 take(Entry(seq=seq, kind=kind, body=json.loads(body), digest=digest))
                 self._tail = (seq, head)
 
+    def contains(self, digest: str) -> bool:
+        """Whether some entry has this digest; recent ones are found first.
+
+        Raises:
+            LedgerError: When the disk refuses.
+        """
+        with self._lock, self._translate():
+            found = self._connection.execute(
+                "SELECT 1 FROM entries WHERE digest = ? ORDER BY seq DESC LIMIT 1", (digest,)
+            ).fetchone()
+        return found is not None
+
+    def tail(self) -> tuple[int, str, str]:
+        """Number of entries, and kind and digest of the last one; those of an open transaction count.
+
+        Raises:
+            LedgerError: When the disk refuses.
+        """
+        with self._lock, self._translate():
+            row = self._connection.execute(
+                "SELECT seq, kind, digest FROM entries ORDER BY seq DESC LIMIT 1"
+            ).fetchone()
+        return (row[0] + 1, row[1], row[2]) if row else (0, "", GENESIS)
+
     def append(self, kind: str, body: Mapping[str, Any]) -> None:
         """Add an entry inside a transaction; `replay` hands it over after the commit.
 
@@ -191,11 +218,8 @@ class LedgerStore:
         """
         assert self._connection.in_transaction
         text = canonical_json(body)
+        seq, _, head = self.tail()
         with self._translate():
-            row = self._connection.execute(
-                "SELECT seq, digest FROM entries ORDER BY seq DESC LIMIT 1"
-            ).fetchone()
-            seq, head = (row[0] + 1, row[1]) if row else (0, GENESIS)
             self._connection.execute(
                 "INSERT INTO entries VALUES (?, ?, ?, ?)", (seq, kind, text, chain(head, seq, kind, text))
             )
@@ -254,8 +278,17 @@ def _open_read_only(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
     return connection
 
 
+def _sync_folder(path: Path) -> None:
+    """Make a new name durable: a file whose folder was never synced may be gone after a power cut."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
 def stream_key(path: Path, test_seed: int | None, *, create: bool) -> bytes:
-    """Read, or make, the secret that assigns a dataset's records to streams.
+    """Read, or make, the secret that assigns a dataset's records to streams and signs its ledger.
 
     Args:
         path: of the key file, readable by its owner only.
@@ -280,6 +313,7 @@ def stream_key(path: Path, test_seed: int | None, *, create: bool) -> bytes:
                 file.flush()
                 os.fsync(handle)
             draft.replace(path)  # appears whole or not at all
+            _sync_folder(path)
         key = path.read_bytes()
     except OSError as error:
         raise LedgerError(f"the stream key {path} cannot be read or written ({error}): restore it") from error

@@ -1,9 +1,10 @@
 """A stranger's check of a ledger file: Python's standard library and nothing of the program that wrote it.
 
-Run `python verify.py FILE [--head DIGEST]`. It recomputes the chain of digests, holds every charge against
-its plan and every reply against its release, and recomputes epsilon per stream from the events. A chain by
-itself does not bind whoever holds the file: without a head that somebody else kept, a file that was cut back
-to an older state, or written anew as a whole, looks right.
+Run `python verify.py FILE [--head DIGEST] [--signer KEY]`. It recomputes the chain of digests, checks the
+signature that it ends in, holds every charge against its plan and every reply against its release, and
+recomputes epsilon per stream from the events. Neither chain nor signature binds the site's operator, who has
+the key: without a head that somebody else kept, a file that he cut back to an older state looks right, and
+without the public key that somebody else kept, so does one that anybody wrote anew as a whole.
 """
 
 import argparse
@@ -27,8 +28,10 @@ READS = {
     "final": ["weights", "architecture", "fitness"],
 }
 FIELDS = {
-    "OPEN": {"cap", "dataset", "format", "key", "noise"},
+    "OPEN": {"cap", "dataset", "format", "key", "noise", "signer"},
     "CAP": {"cap"},
+    "CHECKPOINT": {"signature"},
+    "DECLARE": {"code", "controller", "declared_size", "packages", "purpose"},
     "PLAN": {"id", "plan", "run"},
     "REFUSE": {"code", "run", "subject"},
     "RESERVE": {"charges", "digest", "kind", "noise", "operation", "round", "run"},
@@ -65,12 +68,15 @@ class Verification:
         dataset: its public name.
         entries: how many, all of them in the chain.
         head: digest of the last one.
+        signer: public key under which the last state is signed.
         cap_epsilon: what the owner allows a stream now.
         delta: of the cap, and of every epsilon here.
+        order: of the filter under which charges were made; 0 where plans are claimed at their T_max.
         seeded: whether any noise was reproducible; then it protects nothing.
         streams: for each stream `claimed_rdp` (all plans at T_max) and `charged_rdp` (events really charged):
             the proved bounds by integer-order Rényi divergences, infinite when noise was seeded; and both
-            again as `nominal_claimed_rdp` and `nominal_charged_rdp`, as if it had not been.
+            again as `nominal_claimed_rdp` and `nominal_charged_rdp`, as if it had not been. Under a filter
+            the claim is the first cap's epsilon, proved, once anything was charged.
         plans: how many were opened.
         reservations: how many charges.
         open_reservations: charges without a release: crashes, failures, or work under way.
@@ -80,8 +86,10 @@ class Verification:
     dataset: str
     entries: int
     head: str
+    signer: str
     cap_epsilon: float
     delta: float
+    order: int
     seeded: bool
     streams: dict[str, dict[str, float]]
     plans: int
@@ -90,12 +98,15 @@ class Verification:
     refusals: int
 
 
-def verify(path: Path, *, expected_head: str | None = None) -> Verification:
+def verify(
+    path: Path, *, expected_head: str | None = None, expected_signer: str | None = None
+) -> Verification:
     """Recompute everything a ledger file claims.
 
     Args:
         path: of the file; it is only read.
         expected_head: a head that was seen earlier; the file must still contain it.
+        expected_signer: the public key that was seen earlier; the file must be signed under it.
 
     Returns:
         What it proves.
@@ -120,6 +131,7 @@ def verify(path: Path, *, expected_head: str | None = None) -> Verification:
             raise LedgerTampered(f"entry {seq} is malformed: {error!r}") from error
     if account.releases != replies:
         raise LedgerTampered("the stored replies are not those that were released")
+    _check_signature(rows, account.identity, expected_signer)
     return account.verification(head=rows[-1][3])
 
 
@@ -162,12 +174,30 @@ def _check_chain(rows: list[tuple[int, str, str, str]]) -> set[str]:
     return digests
 
 
+def _check_signature(
+    rows: list[tuple[int, str, str, str]], identity: dict[str, Any], expected_signer: str | None
+) -> None:
+    """Check the one signature that the file ends in: the chain makes it cover every entry before it."""
+    signer = identity["signer"]
+    if expected_signer is not None and signer != expected_signer:
+        raise LedgerTampered(f"the ledger is signed under the key {signer}, not {expected_signer}")
+    kind, body = rows[-1][1:3]
+    if kind != "CHECKPOINT":
+        raise LedgerTampered("the last entry is no signature: what follows the last one is not the site's")
+    text = f"fednas ledger\n{identity['dataset']}\n{len(rows) - 1}\n{rows[-2][3]}".encode()
+    if not is_signed(signer, json.loads(body)["signature"], text):
+        raise LedgerTampered("the last signature is not the site's: somebody without its key wrote the file")
+
+
 class _Account:
     """What the entries add up to."""
 
     def __init__(self) -> None:
         self.identity: dict[str, Any] = {}
         self.cap = (0.0, 0.0)
+        self.first_epsilon, self.order = 0.0, 0
+        self.filtered: dict[str, Counter[tuple[float, float]]] = {s: Counter() for s in READS["final"]}
+        self.last = ""
         self.seeded = False
         self.plans: dict[str, dict[str, tuple[Mechanism, int]]] = {}
         self.proportions: Any = None
@@ -179,13 +209,19 @@ class _Account:
     def add(self, seq: int, kind: str, body: dict[str, Any]) -> None:
         _require((kind == "OPEN") == (seq == 0), "is out of place: OPEN comes first, once")
         _require(set(body) == FIELDS[kind], f"has other fields than a {kind}")
-        self.entries += 1
+        _require((kind, self.last) != ("CHECKPOINT", "CHECKPOINT"), "signs nothing new")
+        self.entries, self.last = self.entries + 1, kind
         if kind == "OPEN":
-            _require(body["format"] == 1, "has an unknown format")
+            _require(body["format"] == 2, "has an unknown format")
             self.identity, self.cap = body, _cap(body["cap"])
+            self.first_epsilon, self.order = self.cap[0], body["cap"].get("order", 0)
             self.seeded = body["noise"] != "secure"
         elif kind == "CAP":
-            self.cap = _cap(body["cap"])
+            before, self.cap = self.cap, _cap(body["cap"])
+            _require(body["cap"].get("order", 0) == self.order, "changes the order of the filter")
+            loosened = self.cap[0] > before[0] or self.cap[1] != before[1]
+            _require(not (self.order and loosened), "loosens a filter, whose bound is fixed beforehand")
+            _require(self.cap[1] >= before[1], "promises a smaller delta than before")
         elif kind == "PLAN":
             canonical = json.dumps(body["plan"], sort_keys=True, separators=(",", ":"))
             _require(hashlib.sha256(canonical.encode()).hexdigest() == body["id"], "is not the plan it names")
@@ -201,7 +237,7 @@ class _Account:
             _require(operation in self.operations, "releases what was not charged")
             _require(operation not in self.releases, "releases an operation twice")
             self.releases[operation] = body["reply"]
-        else:
+        elif kind == "REFUSE":
             self.refusals += 1
 
     def _reserve(self, body: dict[str, Any]) -> None:
@@ -210,12 +246,25 @@ class _Account:
         for name, amount in charges.items():
             _require(type(amount) is int and amount > 0, "charges no positive count")
             self.spent[run, name] += amount
-            _require(self.spent[run, name] <= self.plans[run][name][1], "charges more than its plan allows")
+            mechanism, room = self.plans[run][name]
+            _require(self.spent[run, name] <= room, "charges more than its plan allows")
+            if self.order:
+                _require(mechanism is not None, "charges what no filter bounds")
+                self._filter(READS[name], mechanism or (1.0, 1.0), amount)
         content = (run, body["kind"], body["digest"])
         _require(self.operations.setdefault(operation, content) == content, "renames an operation")
         _require(operation not in self.releases, "charges an operation that was answered")
         self.seeded |= body["noise"] != "secure"
         self.reservations += 1
+
+    def _filter(self, streams: list[str], mechanism: tuple[float, float], amount: int) -> None:
+        bound = self.cap[0] - conversion(self.order, self.cap[1])
+        for stream in streams:
+            amounts = self.filtered[stream]
+            amounts[mechanism] += amount
+            total = math.fsum(n * renyi(*m)[self.order - ORDERS.start] for m, n in amounts.items())
+            # Another formula than the ledger's: the last digits may differ.
+            _require(total <= bound * (1 + 1e-9), "charges more than its filter allows")
 
     def verification(self, *, head: str) -> Verification:
         epsilon_cap, delta = self.cap
@@ -231,14 +280,18 @@ class _Account:
             streams[stream] = {}
             for label, events in (("claimed_rdp", claimed), ("charged_rdp", charged)):
                 nominal = epsilon(events, delta)
-                streams[stream][label] = math.inf if self.seeded and events else nominal
+                if self.order and label == "claimed_rdp":
+                    nominal = self.first_epsilon if charged else 0.0
+                streams[stream][label] = math.inf if self.seeded and nominal > 0.0 else nominal
                 streams[stream]["nominal_" + label] = nominal
         return Verification(
             dataset=self.identity["dataset"],
             entries=self.entries,
             head=head,
+            signer=self.identity["signer"],
             cap_epsilon=epsilon_cap,
             delta=delta,
+            order=self.order,
             seeded=self.seeded,
             streams=streams,
             plans=len(self.plans),
@@ -262,7 +315,9 @@ def _number(text: object, low: float, high: float) -> float:
 
 def _cap(cap: Mapping[str, object]) -> tuple[float, float]:
     delta = _number(cap["delta"], 0.0, 1.0)
-    _require(delta < 1.0 and set(cap) == {"delta", "epsilon"}, "holds a malformed cap")
+    order = cap.get("order", 2)
+    _require(type(order) is int and order in ORDERS, "holds an order out of its bounds")
+    _require(delta < 1.0 and set(cap) - {"order"} == {"delta", "epsilon"}, "holds a malformed cap")
     return _number(cap["epsilon"], 0.0, math.inf), delta
 
 
@@ -308,8 +363,13 @@ def epsilon(events: Iterable[tuple[Mechanism, int]], delta: float) -> float:
         divergence = math.fsum(amount * curve[index] for amount, curve in curves)
         if delta**2 + math.expm1(-divergence) > 0.0:  # by KL divergence, delta <= sqrt(1 - exp(-KL))
             return 0.0
-        best = min(best, divergence + math.log1p(-1.0 / order) - math.log(delta * order) / (order - 1))
+        best = min(best, divergence + conversion(order, delta))
     return max(0.0, best)
+
+
+def conversion(order: int, delta: float) -> float:
+    """What turns a Rényi divergence of an order into epsilon at delta, when added to it."""
+    return math.log1p(-1.0 / order) - math.log(delta * order) / (order - 1)
 
 
 @cache
@@ -343,14 +403,79 @@ def renyi(sampling_probability: float, noise_multiplier: float) -> tuple[float, 
     return tuple(curve)
 
 
+# Ed25519 by the formulas of RFC 8032 (Josefsson and Liusvaara 2017): slow and plain, for one signature. A
+# point is (X, Y, Z, T) with x = X/Z, y = Y/Z, xy = T/Z. Nothing here is secret: time may depend on values.
+P = 2**255 - 19
+L = 2**252 + 27742317777372353535851937790883648493
+D = -121665 * pow(121666, -1, P) % P
+Point = tuple[int, int, int, int]
+
+
+def is_signed(public_key: str, signature: str, text: bytes) -> bool:
+    """Whether an Ed25519 signature stands under a text.
+
+    Args:
+        public_key: 64 hexadecimal digits.
+        signature: 128 hexadecimal digits.
+        text: what was signed.
+    """
+    try:
+        key, mark = bytes.fromhex(public_key), bytes.fromhex(signature)
+    except ValueError:
+        return False
+    if len(key) != 32 or len(mark) != 64:
+        return False
+    point, r, s = _point(key), _point(mark[:32]), int.from_bytes(mark[32:], "little")
+    if point is None or r is None or s >= L:
+        return False
+    h = int.from_bytes(hashlib.sha512(mark[:32] + key + text).digest(), "little") % L
+    base = _point((4 * pow(5, -1, P) % P).to_bytes(32, "little"))
+    assert base is not None
+    left, right = _times(s, base), _add(r, _times(h, point))
+    same_x = (left[0] * right[2] - right[0] * left[2]) % P == 0
+    return same_x and (left[1] * right[2] - right[1] * left[2]) % P == 0
+
+
+def _point(data: bytes) -> Point | None:
+    """The curve point that 32 bytes encode, or None."""
+    y = int.from_bytes(data, "little")
+    sign, y = y >> 255, y & (2**255 - 1)
+    if y >= P:
+        return None
+    square = (y * y - 1) * pow(D * y * y + 1, -1, P) % P
+    x = pow(square, (P + 3) // 8, P)
+    if (x * x - square) % P:
+        x = x * pow(2, (P - 1) // 4, P) % P
+    if (x * x - square) % P or (x == 0 and sign):
+        return None
+    x = P - x if x & 1 != sign else x
+    return x, y, 1, x * y % P
+
+
+def _add(p: Point, q: Point) -> Point:
+    a, b = (p[1] - p[0]) * (q[1] - q[0]) % P, (p[1] + p[0]) * (q[1] + q[0]) % P
+    c, d = 2 * p[3] * q[3] * D % P, 2 * p[2] * q[2] % P
+    e, f, g, h = b - a, d - c, d + c, b + a
+    return e * f % P, g * h % P, f * g % P, e * h % P
+
+
+def _times(factor: int, p: Point) -> Point:
+    total = (0, 1, 1, 0)
+    while factor:
+        total = _add(total, p) if factor & 1 else total
+        p, factor = _add(p, p), factor >> 1
+    return total
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Verify one file and print what it proves as JSON; 1 when it was tampered with."""
     parser = argparse.ArgumentParser(description="Check a privacy ledger and recompute its epsilons.")
     parser.add_argument("file", type=Path)
     parser.add_argument("--head", help="a head that was seen earlier and must still be in the chain")
+    parser.add_argument("--signer", help="the public key that was seen earlier and must have signed the file")
     options = parser.parse_args(arguments)
     try:
-        result = verify(options.file, expected_head=options.head)
+        result = verify(options.file, expected_head=options.head, expected_signer=options.signer)
     except LedgerTampered as error:
         sys.stderr.write(f"TAMPERED: {error}\n")
         return 1

@@ -200,7 +200,7 @@ def test_constructors_refuse_everybody_else(paid: Released[Arrays]) -> None:
     value = {"secret": np.zeros(1)}
     for seal in (None, object(), True):
         with pytest.raises(PrivacyError, match=r"only PrivacyLedger\.release"):
-            Released(value=value, operation_id="0", head="0", entries=1, seal=seal)
+            Released(value=value, operation_id="0", head="0", entries=1, signature="0", seal=seal)
         with pytest.raises(PrivacyError, match=r"only PrivacyLedger\.release"):
             Permit(plan=SMALL, charges={"search": 1}, entropy=SecureEntropy(), seal=seal)
     with pytest.raises(PrivacyError, match=r"only PrivacyLedger\.release"):
@@ -208,7 +208,7 @@ def test_constructors_refuse_everybody_else(paid: Released[Arrays]) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         paid.value = value  # type: ignore[misc]
     with pytest.raises(PrivacyError, match=r"PrivacyLedger\.open"):
-        PrivacyLedger(store=None, spend=None, key=b"", test_seed=None)  # type: ignore[arg-type]
+        PrivacyLedger(store=None, spend=None, dataset="", key=b"", test_seed=None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("base", [Released, Permit])
