@@ -77,6 +77,7 @@ CODES: Final = frozenset(
         "DOES_NOT_FIT",
         "MALFORMED",
         "LEDGER_FAILURE",
+        "LEDGER_ROLLED_BACK",
         "PRIVACY_REFUSAL",
         "SITE_FAILURE",
     }
@@ -85,6 +86,7 @@ CODES: Final = frozenset(
 
 _PUBLIC: Final = "declared in site.toml; nothing is counted or measured on data"
 _SPELLING: Final = "braces, quotes, commas and names of canonical JSON"
+_CHAIN: Final = "sha256 of the last entry; no entry holds a value of a record"
 _ECHO: Final = "copied from the message that is answered"
 _UNCOVERED: Final = "NOT COVERED by any epsilon: how long a site takes may depend on its records"
 
@@ -111,7 +113,16 @@ _FACTS: Final = _table(
     ("device.training_memory_bytes", "integer", "its digits", Origin.CONFIGURATION, _PUBLIC),
     ("device.upload_bytes", "integer", "its digits", Origin.CONFIGURATION, _PUBLIC),
     ("epsilon_cap", "number", "its digits", Origin.CONFIGURATION, _PUBLIC),
+    ("entries", "integer", "its digits", Origin.LEDGER, "how often the ledger wrote; no record is counted"),
+    ("head", "digest or none", "2 or 66", Origin.LEDGER, _CHAIN),
     ("protocol", "integer", "its digits", Origin.CONSTANT, "the version of the message format"),
+    (
+        "signer",
+        "digest or none",
+        "2 or 66",
+        Origin.LEDGER,
+        "its public half; the operating system drew it",
+    ),
     ("site", "text", "3 to 82", Origin.CONFIGURATION, _PUBLIC),
 )
 _REFUSAL: Final = _table(
@@ -123,13 +134,8 @@ _RELEASED: Final = _table(
     "released",
     ("names", "bytes", "20", Origin.CONSTANT, "records `manifest` and `data`, keys `json` and `flat`"),
     ("framing", "bytes", "fixed", Origin.CONSTANT, _SPELLING),
-    (
-        "head",
-        "digest",
-        "66",
-        Origin.LEDGER,
-        "sha256 of the RELEASE entry; no entry holds a value of a record",
-    ),
+    ("entries", "integer", "its digits", Origin.LEDGER, "how often the ledger wrote; no record is counted"),
+    ("head", "digest", "66", Origin.LEDGER, _CHAIN),
     (
         "operation",
         "operation",
@@ -137,6 +143,7 @@ _RELEASED: Final = _table(
         Origin.REQUEST,
         "hash of the run, the round, the kind and the site's name",
     ),
+    ("signature", "signature", "130", Origin.LEDGER, "under dataset, entries and head; it has no randomness"),
     ("npy header", "bytes", "128", Origin.CONSTANT, "numpy's header of a flat array of bytes: its length"),
     ("safetensors header", "bytes", "8 n", Origin.REQUEST, "names, types and lengths, by the architecture"),
     ("update", "F32", "4 a parameter", Origin.RELEASE, "clipped, summed, noised; charged to search or final"),
@@ -256,6 +263,8 @@ _TYPES: Final[Mapping[str, Callable[[object], bool]]] = {
     "number": lambda value: type(value) in (int, float),
     "operation": _hexadecimal(32),
     "digest": _hexadecimal(64),
+    "digest or none": lambda value: value == "" or _hexadecimal(64)(value),
+    "signature": _hexadecimal(128),
 }
 
 

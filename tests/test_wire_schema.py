@@ -152,7 +152,7 @@ def test_every_byte_of_facts_and_refusals_has_a_name() -> None:
 def message(arrays: Arrays | bytes, **changes: Any) -> RecordDict:
     """A released reply with any arrays, or any bytes, and with changes to its manifest."""
     blob = arrays if isinstance(arrays, bytes) else save(arrays)
-    manifest = {"head": "0" * 64, "operation": "1" * 32} | changes
+    manifest = {"entries": 4, "head": "0" * 64, "operation": "1" * 32, "signature": "2" * 128} | changes
     text = json.dumps(
         {k: v for k, v in manifest.items() if v is not None}, sort_keys=True, separators=(",", ":")
     )
@@ -198,7 +198,7 @@ UNEXPLAINED: dict[str, Callable[[], RecordDict]] = {
     "a refusal in other words": lambda: RecordDict({"refusal": ConfigRecord({"code": "record 17"})}),
     "a refusal that is a number": lambda: RecordDict({"refusal": ConfigRecord({"code": 64})}),
     "a fact more": lambda: respelled(lambda text: text.replace('"site"', '"records":64,"site"')),
-    "a fact less": lambda: respelled(lambda text: text.replace('"protocol":1,', "")),
+    "a fact less": lambda: respelled(lambda text: text.replace('"delta":1e-05,', "")),
     "a fact of the device more": lambda: respelled(
         lambda text: text.replace('"tier"', '"records":64,"tier"')
     ),
@@ -216,6 +216,8 @@ UNEXPLAINED: dict[str, Callable[[], RecordDict]] = {
     "no head": lambda: message({"update": UPDATE}, head=None),
     "a head of other length": lambda: message({"update": UPDATE}, head="64"),
     "a head of capitals": lambda: message({"update": UPDATE}, head="A" * 64),
+    "a signature of other length": lambda: message({"update": UPDATE}, signature="2" * 130),
+    "a number of entries that is a word": lambda: message({"update": UPDATE}, entries="64"),
     "an operation with words": lambda: message({"update": UPDATE}, operation="record 17".rjust(32)),
     "an array more": lambda: message({"update": UPDATE, "loss": UPDATE}),
     "an array of another name": lambda: message({"histogram": COUNTS}),
