@@ -16,6 +16,7 @@ from fednas.errors import (
     FednasError,
     InfeasibleDeviceError,
     LedgerError,
+    LedgerRolledBackError,
     PrivacyError,
     ReplayMismatchError,
 )
@@ -28,6 +29,7 @@ _log = logging.getLogger("fednas.client")
 _CODES: tuple[tuple[type[FednasError], Refusal], ...] = (
     (BudgetExceededError, Refusal.BUDGET_EXHAUSTED),
     (ReplayMismatchError, Refusal.REPLAY_MISMATCH),
+    (LedgerRolledBackError, Refusal.LEDGER_ROLLED_BACK),
     (LedgerError, Refusal.LEDGER_FAILURE),
     (PrivacyError, Refusal.PRIVACY_REFUSAL),
     (InfeasibleDeviceError, Refusal.DOES_NOT_FIT),

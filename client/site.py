@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from client import datasets
 from fednas.config import SiteConfig, StudyConfig, load_site, parse_study
-from fednas.errors import ConfigurationError, InfeasibleDeviceError
+from fednas.errors import ConfigurationError, InfeasibleDeviceError, LedgerRolledBackError
 from fednas.evaluation import noised_counts
 from fednas.privacy.ledger import Arrays, Permit, PrivacyLedger, Released
 from fednas.privacy.plan import PrivacyPlan
@@ -48,12 +48,17 @@ class Site:
         """
         config = load_site(path)
         ledger = PrivacyLedger.open(
-            config.ledger, dataset=config.dataset, cap=config.cap, test_seed=config.test_seed
+            config.ledger,
+            dataset=config.dataset,
+            cap=config.cap,
+            test_seed=config.test_seed,
+            declaration=config.declaration,
         )
         return cls(config, ledger)
 
     def facts(self) -> SiteFacts:
-        """The site's public facts, from its configuration alone."""
+        """The site's public facts, from its configuration and its ledger alone."""
+        entries, head = self._ledger.position()
         return SiteFacts(
             site=self._config.name,
             dataset=self._config.dataset,
@@ -61,6 +66,9 @@ class Site:
             epsilon_cap=self._config.epsilon,
             delta=self._config.delta,
             device=self._config.device,
+            signer=self._ledger.public_key,
+            entries=entries,
+            head=head,
         )
 
     def perform(self, task: Task) -> Released[Arrays]:
@@ -71,8 +79,14 @@ class Site:
         Raises:
             ConfigurationError, ExchangeError: a malformed task.
             InfeasibleDeviceError: a path that does not fit this device.
+            LedgerRolledBackError: the ledger has never been where the server saw it.
             PrivacyError: the ledger refuses.
         """
+        if task.mark and not self._ledger.contains(task.mark):
+            raise LedgerRolledBackError(
+                f"{self._config.ledger} has never been in the state {task.mark[:16]} that the server saw: it "
+                "is an older copy, or was begun anew; restore the newest one"
+            )
         study = _study(task.study)
         plan = _plan(task.plan)
         space = _space(study)

@@ -13,10 +13,12 @@ from fednas.devices import DeviceProfile
 from fednas.errors import ConfigurationError
 from fednas.privacy.allowance import STREAMS
 from fednas.privacy.budget import PrivacyBudget
+from fednas.privacy.declaration import Declaration
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Words = Annotated[str, Field(max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
 def _check_epsilon(epsilon: float, non_private: bool) -> None:
@@ -140,7 +142,9 @@ class SiteConfig(_Section):
     """One site, as its owner writes it down: `site.toml`.
 
     Every field is a public fact: `declared_size` is what the owner states, never a count of the records, and
-    `epsilon` with `delta` is the cap of everything that may ever leave the dataset.
+    `epsilon` with `delta` is the cap of everything that may ever leave the dataset. With `order` the cap is a
+    Rényi filter at that order: later plans may choose their noise by earlier releases; it never changes.
+    `controller` and `purpose` are repeated in the site's privacy statement.
     Relative paths are relative to the folder of the file; `load_site` returns them resolved.
     """
 
@@ -151,7 +155,10 @@ class SiteConfig(_Section):
     epsilon: Annotated[float, Field(gt=0.0)]
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
     non_private: bool = False
+    order: Annotated[int, Field(ge=2, le=256)] | None = None
     ledger: Path
+    controller: Words = ""
+    purpose: Words = ""
     test_seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     device: DeviceProfile
 
@@ -166,7 +173,12 @@ class SiteConfig(_Section):
         """The most that may ever leave this dataset."""
         if self.non_private:
             return PrivacyBudget.non_private(delta=self.delta)
-        return PrivacyBudget(epsilon=self.epsilon, delta=self.delta)
+        return PrivacyBudget(epsilon=self.epsilon, delta=self.delta, order=self.order)
+
+    @property
+    def declaration(self) -> Declaration:
+        """What the owner declares beside the cap."""
+        return Declaration(controller=self.controller, purpose=self.purpose, declared_size=self.declared_size)
 
 
 _UNKNOWN = (

@@ -51,3 +51,7 @@ class ReplayMismatchError(PrivacyError):
 
 class LedgerError(PrivacyError):
     """A ledger file is corrupt, foreign, or cannot be written."""
+
+
+class LedgerRolledBackError(LedgerError):
+    """A ledger is not the one that was seen before: an older copy, or one begun anew."""

@@ -1,13 +1,14 @@
 """What crosses the network: one flat array and one JSON manifest a message, a site's values as `Released`.
 
-Every byte a site sends is one of three things: facts from its configuration (`SiteFacts`), a constant refusal
-code, or a `Released` value that its ledger charged for. No other module of the library knows Flower.
+Every byte a site sends is one of three things: facts from its configuration and its ledger (`SiteFacts`), a
+constant refusal code, or a `Released` value that its ledger charged for and signed. No other module of the
+library knows Flower.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -20,9 +21,10 @@ from safetensors.numpy import load, save
 from fednas.devices import DeviceProfile
 from fednas.errors import ConfigurationError, ExchangeError, PrivacyError
 from fednas.privacy.ledger import Arrays, Operation, Released
+from fednas.privacy.signing import is_signed
 from fednas.space import Architecture
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised whenever a message changes its meaning; a site refuses another one."""
 
 TaskKind = Literal["train", "final", "evaluate"]
@@ -39,6 +41,7 @@ class Refusal(StrEnum):
     DOES_NOT_FIT = "DOES_NOT_FIT"
     MALFORMED = "MALFORMED"
     LEDGER_FAILURE = "LEDGER_FAILURE"
+    LEDGER_ROLLED_BACK = "LEDGER_ROLLED_BACK"
     PRIVACY_REFUSAL = "PRIVACY_REFUSAL"
     SITE_FAILURE = "SITE_FAILURE"
 
@@ -55,6 +58,9 @@ class Task:
         study: canonical JSON of the study configuration.
         architectures: one path to train, or the candidates to count correct predictions of.
         arrays: `weights.<i>` for each architecture, float32; `alphas` (float64) where the study learns them.
+        mark: the newest ledger head that the server has seen of this site, "" before the first: the site
+            refuses when its ledger has never been there. No part of the operation: a repeat may carry a
+            newer one.
     """
 
     kind: TaskKind
@@ -64,6 +70,7 @@ class Task:
     study: str
     architectures: tuple[Architecture, ...]
     arrays: Mapping[str, NDArray[Any]] = field(repr=False)
+    mark: str = ""
 
     def operation(self, site: str) -> Operation:
         """The ledger's name of this task at a site: the same after a crash, so a repeat is recognised."""
@@ -71,14 +78,27 @@ class Task:
         return Operation(run=self.run, round=self.round, kind=self.kind, nonce=nonce, digest=self.digest())
 
     def digest(self) -> str:
-        """sha256 of the canonical message."""
-        manifest, blob = _task_parts(self)
+        """sha256 of the canonical message without its mark."""
+        manifest, blob = _task_parts(replace(self, mark=""))
         return hashlib.sha256(manifest.encode() + b"\0" + blob).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
 class SiteFacts:
-    """What a site says of itself: all of it from its configuration, nothing counted or measured on data.
+    """What a site says of itself: all of it from its configuration or its ledger, nothing of its data.
+
+    Args:
+        site: its public name.
+        dataset: public name of its dataset.
+        declared_size: of the dataset in records, as its owner declares it.
+        epsilon_cap: the most that may ever leave the dataset.
+        delta: of the cap.
+        device: the hardware, as its owner declares it.
+        signer: public key of the site's ledger, 64 hexadecimal digits; "" for a site without one, which only
+            a rehearsal has.
+        entries: of the ledger.
+        head: digest of its last entry.
+        protocol: of the messages.
 
     Raises:
         ExchangeError: a field is of another type or out of its bounds.
@@ -90,6 +110,9 @@ class SiteFacts:
     epsilon_cap: float
     delta: float
     device: DeviceProfile
+    signer: str = ""
+    entries: int = 0
+    head: str = ""
     protocol: int = PROTOCOL
 
     def __post_init__(self) -> None:
@@ -99,16 +122,28 @@ class SiteFacts:
         )
         counts = all(type(count) is int and count >= 1 for count in (self.declared_size, self.protocol))
         budget = all(type(bound) in (int, float) for bound in (self.epsilon_cap, self.delta))
-        if not (names and counts and budget and self.epsilon_cap > 0.0 and 0.0 < self.delta < 1.0):
+        shown = type(self.entries) is int and self.entries > 0 and is_digest(self.signer, self.head)
+        ledger = shown or (self.entries, self.signer, self.head) == (0, "", "")
+        if not (names and counts and ledger and budget and self.epsilon_cap > 0.0 and 0.0 < self.delta < 1.0):
             raise ExchangeError("a site described itself with a value that is out of its bounds")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A released reply as the server reads it: the arrays and the ledger head that vouches for them."""
+    """A released reply as the server reads it: the arrays and the signed ledger head that vouches for them.
+
+    Args:
+        operation_id: of the operation that was charged.
+        head: digest of the ledger's entry of this release.
+        entries: of the ledger up to that head.
+        signature: under them, by the site's ledger; see `check_signature`.
+        arrays: what was released.
+    """
 
     operation_id: str
     head: str
+    entries: int
+    signature: str
     arrays: Arrays = field(repr=False)
 
 
@@ -135,7 +170,8 @@ def decode_task(content: RecordDict) -> Task:
         raise ExchangeError("a task has missing, unknown or malformed fields") from error
     if task.kind not in ("train", "final", "evaluate"):
         raise ExchangeError("unknown kind of task")
-    if type(task.round) is not int or not all(isinstance(t, str) for t in (task.run, task.plan, task.study)):
+    texts = (task.run, task.plan, task.study, task.mark)
+    if type(task.round) is not int or not all(isinstance(text, str) for text in texts):
         raise ExchangeError("a task has a field of another type")
     if arrays.keys() - {"alphas"} != {f"weights.{index}" for index in range(len(architectures))}:
         raise ExchangeError("a task has other arrays than its architectures need")
@@ -150,8 +186,13 @@ def encode(released: Released[Arrays]) -> RecordDict:
     """
     if type(released) is not Released:
         raise PrivacyError("only a Released value may leave a site; get one from PrivacyLedger.release")
-    manifest = _canonical({"operation": released.operation_id, "head": released.head})
-    return _pack(manifest, save(dict(released.value)))
+    manifest = {
+        "operation": released.operation_id,
+        "head": released.head,
+        "entries": released.entries,
+        "signature": released.signature,
+    }
+    return _pack(_canonical(manifest), save(dict(released.value)))
 
 
 def encode_refusal(code: Refusal) -> RecordDict:
@@ -191,9 +232,34 @@ def decode(content: RecordDict) -> Answer | Refusal:
         except (KeyError, ValueError) as error:
             raise ExchangeError("a site refused with an unknown code") from error
     manifest, arrays = _unpack(content)
-    if set(manifest) != {"operation", "head"} or not all(isinstance(v, str) for v in manifest.values()):
+    entries = manifest.pop("entries", None)
+    texts = set(manifest) == {"operation", "head", "signature"} and all(
+        isinstance(value, str) for value in manifest.values()
+    )
+    if not texts or type(entries) is not int or entries < 1 or not is_digest(manifest["head"]):
         raise ExchangeError("a reply has missing, unknown or malformed fields")
-    return Answer(operation_id=manifest["operation"], head=manifest["head"], arrays=arrays)
+    return Answer(operation_id=manifest.pop("operation"), entries=entries, arrays=arrays, **manifest)
+
+
+def check_signature(answer: Answer, facts: SiteFacts) -> None:
+    """Refuse an answer that the ledger of a site did not sign: a mark is worth what its signature is.
+
+    Args:
+        answer: as `decode` read it.
+        facts: of the site, with the public key that the server remembers.
+
+    Raises:
+        ExchangeError: the signature is another's, or stands under another state.
+    """
+    if not is_signed(
+        facts.signer, answer.signature, dataset=facts.dataset, entries=answer.entries, head=answer.head
+    ):
+        raise ExchangeError("a reply is not signed by the ledger of its site")
+
+
+def is_digest(*texts: object) -> bool:
+    """Whether all of some values are 64 lower-case hexadecimal digits."""
+    return all(isinstance(t, str) and len(t) == 64 and set(t) <= set("0123456789abcdef") for t in texts)
 
 
 def check_answer(answer: Answer, task: Task) -> None:
@@ -230,6 +296,7 @@ def _task_parts(task: Task) -> tuple[str, bytes]:
         "plan": task.plan,
         "study": task.study,
         "architectures": [a.to_json() for a in task.architectures],
+        "mark": task.mark,
     }
     # safetensors writes the memory behind a strided view as if it were dense: other numbers would be sent.
     return _canonical(manifest), save({name: np.asarray(a, order="C") for name, a in task.arrays.items()})

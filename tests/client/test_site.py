@@ -1,8 +1,11 @@
 """A site refuses with a constant code before it charges, and answers a repeated task with the same bytes."""
 
+import gc
 import json
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +18,15 @@ from client import site as site_module
 from client.app import app
 from client.site import open_site
 from fednas.config import StudyConfig, dump_study, load_site
+from fednas.errors import ExchangeError
 from fednas.privacy.budget import PrivacyBudget
+from fednas.privacy.ledger import PrivacyLedger
 from fednas.privacy.plan import PrivacyPlan
 from fednas.schedule import release_schedule
 from fednas.search import Policy
 from fednas.space import Architecture, create
 from fednas.supernet import Supernet
-from fednas.wire import SiteFacts, Task, decode, decode_facts, encode_task
+from fednas.wire import Answer, SiteFacts, Task, check_signature, decode, decode_facts, encode_task
 from simulations.loopback import InProcessGrid
 from tests.simulations import tiny
 
@@ -84,17 +89,18 @@ class Sites:
         return self.send(encode_task(what), "evaluate" if what.kind == "evaluate" else "train", site)
 
     def entries(self, site: int = 0) -> list[str]:
-        """The kinds of entries in a site's ledger, read past it; empty while there is no file."""
+        """The kinds of entries that requests make in a site's ledger; empty while there is no file."""
         ledger = load_site(self.path / "sites" / f"site-{site}" / "site.toml").ledger
         if not ledger.exists():
             return []
         with sqlite3.connect(ledger) as connection:
             rows = connection.execute("SELECT kind FROM entries ORDER BY seq").fetchall()
         connection.close()
-        return [row[0] for row in rows]
+        return [row[0] for row in rows if row[0] not in ("CHECKPOINT", "DECLARE")]
 
     def restart(self) -> None:
         open_site.cache_clear()
+        gc.collect()  # closes the ledger's file
 
 
 @pytest.fixture
@@ -320,11 +326,62 @@ def test_an_unexpected_exception_leaves_as_a_code_without_a_word_and_its_charge_
     assert sites.entries() == ["OPEN", "PLAN", "RESERVE", "RESERVE", "RELEASE"], "a retry charges again"
 
 
+def test_a_ledger_that_was_restored_from_an_older_copy_is_refused_before_anything_is_charged(
+    sites: Sites, tmp_path: Path
+) -> None:
+    ledger = load_site(sites.path / "sites" / "site-0" / "site.toml").ledger
+    decode(sites.ask(task()))
+    with closing(sqlite3.connect(ledger)) as source, closing(sqlite3.connect(tmp_path / "older")) as copy:
+        source.backup(copy)
+    seen = decode(sites.ask(replace(task(), round=2)))
+    assert isinstance(seen, Answer)
+    marked = replace(task(), round=3, mark=seen.head)
+    assert isinstance(decode(sites.ask(marked)), Answer)
+    sites.restart()
+    for suffix in ("-wal", "-shm"):
+        ledger.with_name(ledger.name + suffix).unlink(missing_ok=True)
+    shutil.copy(tmp_path / "older", ledger)
+    before = sites.entries()
+    assert code(sites.ask(replace(marked, round=4))) == "LEDGER_ROLLED_BACK"
+    assert sites.entries() == before
+    facts = decode_facts(sites.send(RecordDict(), "query.hello"))
+    assert facts.entries < seen.entries, "the server sees it too, at hello"
+
+
+def test_a_newer_mark_does_not_make_a_repeated_task_another_one(sites: Sites) -> None:
+    first = sites.ask(task())
+    answer = decode(first)
+    assert isinstance(answer, Answer)
+    assert same(first, sites.ask(replace(task(), mark=answer.head)))
+    assert sites.entries() == ["OPEN", "PLAN", "RESERVE", "RELEASE"]
+
+
+def test_every_answer_is_signed_by_the_key_that_hello_showed(sites: Sites) -> None:
+    facts = decode_facts(sites.send(RecordDict(), "query.hello"))
+    other = decode_facts(sites.send(RecordDict(), "query.hello", site=1))
+    answer = decode(sites.ask(task()))
+    assert isinstance(answer, Answer)
+    check_signature(answer, facts)
+    for lie in (
+        (replace(answer, entries=answer.entries + 1), facts),
+        (replace(answer, head="0" * 64), facts),
+        (replace(answer, signature="no signature"), facts),
+        (answer, other),
+        (answer, replace(facts, dataset="another")),
+    ):
+        with pytest.raises(ExchangeError, match="not signed"):
+            check_signature(*lie)
+
+
 def test_hello_holds_facts_of_the_configuration_and_nothing_else(sites: Sites) -> None:
     content = sites.send(RecordDict(), "query.hello", site=1)
     assert list(content) == ["facts"]
     assert list(content.config_records["facts"]) == ["json"]
     config = load_site(sites.path / "sites" / "site-1" / "site.toml")
+    with PrivacyLedger.open(
+        config.ledger, dataset=config.dataset, cap=config.cap, test_seed=config.test_seed
+    ) as ledger:
+        (entries, head), signer = ledger.position(), ledger.public_key
     assert decode_facts(content) == SiteFacts(
         site=config.name,
         dataset=config.dataset,
@@ -332,6 +389,9 @@ def test_hello_holds_facts_of_the_configuration_and_nothing_else(sites: Sites) -
         epsilon_cap=config.epsilon,
         delta=config.delta,
         device=config.device,
+        signer=signer,
+        entries=entries,
+        head=head,
     )
     assert set(json.loads(str(content.config_records["facts"]["json"]))) == {
         "site",
@@ -340,6 +400,9 @@ def test_hello_holds_facts_of_the_configuration_and_nothing_else(sites: Sites) -
         "epsilon_cap",
         "delta",
         "device",
+        "signer",
+        "entries",
+        "head",
         "protocol",
     }
 
