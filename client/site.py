@@ -69,6 +69,7 @@ class Site:
             signer=self._ledger.public_key,
             entries=entries,
             head=head,
+            order=self._config.order,
         )
 
     def perform(self, task: Task) -> Released[Arrays]:

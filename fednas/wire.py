@@ -93,6 +93,7 @@ class SiteFacts:
         declared_size: of the dataset in records, as its owner declares it.
         epsilon_cap: the most that may ever leave the dataset.
         delta: of the cap.
+        order: of the cap, where it is a filter.
         device: the hardware, as its owner declares it.
         signer: public key of the site's ledger, 64 hexadecimal digits; "" for a site without one, which only
             a rehearsal has.
@@ -113,6 +114,7 @@ class SiteFacts:
     signer: str = ""
     entries: int = 0
     head: str = ""
+    order: int | None = None
     protocol: int = PROTOCOL
 
     def __post_init__(self) -> None:
@@ -122,9 +124,11 @@ class SiteFacts:
         )
         counts = all(type(count) is int and count >= 1 for count in (self.declared_size, self.protocol))
         budget = all(type(bound) in (int, float) for bound in (self.epsilon_cap, self.delta))
+        budget = budget and self.epsilon_cap > 0.0 and 0.0 < self.delta < 1.0
+        order = self.order is None or (type(self.order) is int and 2 <= self.order <= 256)
         shown = type(self.entries) is int and self.entries > 0 and is_digest(self.signer, self.head)
         ledger = shown or (self.entries, self.signer, self.head) == (0, "", "")
-        if not (names and counts and ledger and budget and self.epsilon_cap > 0.0 and 0.0 < self.delta < 1.0):
+        if not (names and counts and budget and order and ledger):
             raise ExchangeError("a site described itself with a value that is out of its bounds")
 
 

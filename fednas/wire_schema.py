@@ -115,6 +115,7 @@ _FACTS: Final = _table(
     ("epsilon_cap", "number", "its digits", Origin.CONFIGURATION, _PUBLIC),
     ("entries", "integer", "its digits", Origin.LEDGER, "how often the ledger wrote; no record is counted"),
     ("head", "digest or none", "2 or 66", Origin.LEDGER, _CHAIN),
+    ("order", "integer or null", "1 to 4", Origin.CONFIGURATION, _PUBLIC),
     ("protocol", "integer", "its digits", Origin.CONSTANT, "the version of the message format"),
     (
         "signer",

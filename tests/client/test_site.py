@@ -403,6 +403,7 @@ def test_hello_holds_facts_of_the_configuration_and_nothing_else(sites: Sites) -
         "signer",
         "entries",
         "head",
+        "order",
         "protocol",
     }
 
