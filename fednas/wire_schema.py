@@ -261,6 +261,7 @@ def _hexadecimal(digits: int) -> Callable[[object], bool]:
 _TYPES: Final[Mapping[str, Callable[[object], bool]]] = {
     "text": lambda value: isinstance(value, str) and 0 < len(value) <= 80 and value.isprintable(),
     "integer": lambda value: type(value) is int and value >= 0,
+    "integer or null": lambda value: value is None or type(value) is int,
     "number": lambda value: type(value) in (int, float),
     "operation": _hexadecimal(32),
     "digest": _hexadecimal(64),
