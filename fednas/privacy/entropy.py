@@ -10,11 +10,9 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from fednas.errors import PrivacyError
+from fednas.privacy.discrete_gaussian import MAX_SIGMA, sample
 
 _BITS = 53
-_UNIT = 2.0**-_BITS
-_MAX_SIGMA = 2.0**49  # so that |noise| <= 8.58 sigma stays exact in a float64
-_BLOCK = 1 << 18  # draws per step: bounds the scratch memory to a few megabytes
 
 
 class Entropy(Protocol):
@@ -26,10 +24,10 @@ class Entropy(Protocol):
         ...
 
     def noise(self, sigma: float, size: int) -> np.ndarray:
-        """Return rounded Gaussian noise on the integers.
+        """Return discrete Gaussian noise: integers x with a mass proportional to exp(-x^2 / (2 sigma^2)).
 
         Args:
-            sigma: standard deviation in grid units; 0 returns zeros, for a release without privacy.
+            sigma: its parameter, in grid units; 0 returns zeros, for a release without privacy.
             size: how many draws.
 
         Returns:
@@ -57,29 +55,19 @@ class _Keystream:
         self._encryptor = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
         self._process = os.getpid()
 
-    def integers(self, size: int) -> np.ndarray:
-        """Return `size` uniform integers below 2^53, uint64."""
+    def words(self, size: int) -> np.ndarray:
+        """Return `size` uniform 64-bit words, uint64."""
         if os.getpid() != self._process:
             raise PrivacyError("a noise source was used in a forked process; make a new one in each process")
-        words = np.frombuffer(self._encryptor.update(bytes(8 * size)), dtype="<u8")
-        return words >> np.uint64(64 - _BITS)
+        return np.frombuffer(self._encryptor.update(bytes(8 * size)), dtype="<u8")
 
     def noise(self, sigma: float, size: int) -> np.ndarray:
-        if not 0.0 <= sigma <= _MAX_SIGMA:
+        if not 0.0 <= sigma <= MAX_SIGMA:
             raise PrivacyError(f"expected 0 <= sigma <= 2^49 grid units, got {sigma!r}; use a coarser grid")
         _check_size(size)
-        result = np.zeros(size, dtype=np.int64)
         if sigma == 0.0:
-            return result
-        for start in range(0, size, _BLOCK):
-            part = result[start : start + _BLOCK]
-            pairs = (len(part) + 1) // 2
-            uniforms = self.integers(2 * pairs).astype(np.float64).reshape(2, pairs)
-            radius = np.sqrt(-2.0 * np.log((uniforms[0] + 1.0) * _UNIT))  # uniform on (0, 1]: no log of zero
-            angle = uniforms[1] * (2.0 * math.pi * _UNIT)
-            normals = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[: len(part)]
-            part[:] = np.rint(sigma * normals)
-        return result
+            return np.zeros(size, dtype=np.int64)
+        return sample(float(sigma), size, self.words)
 
     def poisson(self, probability: float, size: int) -> np.ndarray:
         if not 0.0 < probability <= 1.0:
@@ -87,7 +75,7 @@ class _Keystream:
         _check_size(size)
         # Rounded down: the chance of a record is never above the one that is charged.
         threshold = np.uint64(math.floor(probability * 2.0**_BITS))
-        return self.integers(size) < threshold
+        return (self.words(size) >> np.uint64(64 - _BITS)) < threshold
 
 
 def _check_size(size: int) -> None:
@@ -101,14 +89,12 @@ class SecureEntropy:
 
     Guarantees:
         - The key is 256 bits of the operating system, is never stored, and takes no argument.
-        - `noise` is the Box-Muller transform of two 53-bit uniforms in float64, times sigma, rounded to the
-          nearest integer: rounding is post-processing of a Gaussian of standard deviation sigma. The tail
-          ends at 8.58 sigma, which an ideal Gaussian exceeds with a probability below 2^-53 a draw.
+        - `noise` draws exactly from the discrete Gaussian cut at 12 sigma, which leaves out less than 2^-100;
+          see `fednas.privacy.discrete_gaussian`.
         - `poisson` includes each record on its own with probability floor(q 2^53) / 2^53, never above q.
         - An instance refuses to draw in a forked process, so two processes never share noise.
 
-    Source: Box and Muller (1958), "A note on the generation of random normal deviates"; Canonne et al.
-    (2020), arXiv 2004.00010, for noise on the integers.
+    Source: Canonne, Kamath and Steinke (2020), arXiv 2004.00010, for noise on the integers.
     """
 
     def __init__(self) -> None:
@@ -120,10 +106,10 @@ class SecureEntropy:
         return True
 
     def noise(self, sigma: float, size: int) -> np.ndarray:
-        """Return rounded Gaussian noise on the integers; see `Entropy.noise`.
+        """Return discrete Gaussian noise on the integers; see `Entropy.noise`.
 
         Args:
-            sigma: standard deviation in grid units, 0 to 2^49.
+            sigma: the distribution's parameter in grid units, 0 to 2^49.
             size: how many draws.
 
         Returns:
@@ -169,7 +155,7 @@ class SeededEntropy:
         return False
 
     def noise(self, sigma: float, size: int) -> np.ndarray:
-        """Return rounded Gaussian noise on the integers; see `SecureEntropy.noise`."""
+        """Return discrete Gaussian noise on the integers; see `SecureEntropy.noise`."""
         return self._stream.noise(sigma, size)
 
     def poisson(self, probability: float, size: int) -> np.ndarray:

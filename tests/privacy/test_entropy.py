@@ -8,61 +8,55 @@ from typing import Any
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fednas.errors import PrivacyError
-from fednas.privacy import entropy
+from fednas.privacy import discrete_gaussian, entropy
+from fednas.privacy.discrete_gaussian import sample
 from fednas.privacy.entropy import Entropy, SecureEntropy, SeededEntropy
 
 
-def words(seed: int, label: str, size: int) -> list[int]:
-    """53-bit integers of the test keystream, read the obvious way."""
+def stream_of(seed: int, label: str, size: int) -> bytes:
+    """The test keystream, made the obvious way."""
     key = hashlib.sha256(f"fednas seeded noise\0{seed}\0{label}".encode()).digest()
-    stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor().update(bytes(8 * size))
-    return [int.from_bytes(stream[8 * i : 8 * i + 8], "little") >> 11 for i in range(size)]
+    return Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor().update(bytes(8 * size))
 
 
-def slow_noise(seed: int, label: str, sigma: float, size: int) -> list[int]:
-    pairs = (size + 1) // 2
-    uniforms = words(seed, label, 2 * pairs)
-    cosines, sines = [], []
-    for first, second in zip(uniforms[:pairs], uniforms[pairs:], strict=True):
-        radius = math.sqrt(-2.0 * math.log((first + 1) / 2**53))
-        angle = 2.0 * math.pi * second / 2**53
-        cosines.append(sigma * radius * math.cos(angle))
-        sines.append(sigma * radius * math.sin(angle))
-    return [round(value) for value in (cosines + sines)[:size]]
+def words(seed: int, label: str, size: int) -> list[int]:
+    """Its 64-bit integers."""
+    stream = stream_of(seed, label, size)
+    return [int.from_bytes(stream[8 * i : 8 * i + 8], "little") for i in range(size)]
 
 
 @given(st.integers(), st.text(max_size=20), st.floats(min_value=0.01, max_value=1e7), st.integers(0, 300))
-def test_noise_equals_its_slow_definition(seed: int, label: str, sigma: float, size: int) -> None:
+@settings(deadline=None)
+def test_noise_is_the_exact_sampler_on_the_keystream(seed: int, label: str, sigma: float, size: int) -> None:
     try:
         label.encode()
     except UnicodeEncodeError:
         return
+    given_words = iter(words(seed, label, 4 * size + 200))
+
+    def next_words(number: int) -> np.ndarray:
+        return np.array([next(given_words) for _ in range(number)], dtype=np.uint64)
+
     fast = SeededEntropy(seed, label).noise(sigma, size)
     assert fast.dtype == np.int64
-    assert fast.shape == (size,)
-    difference = np.abs(fast - np.array(slow_noise(seed, label, sigma, size), dtype=np.int64))
-    assert np.all(difference <= 1)  # the last bit of a cosine may turn a tie
-    assert np.sum(difference) <= 1
+    assert np.array_equal(fast, sample(sigma, size, next_words))
 
 
 @given(st.integers(), st.floats(min_value=0.0, max_value=1.0, exclude_min=True), st.integers(0, 300))
 def test_sampling_equals_its_slow_definition(seed: int, probability: float, size: int) -> None:
     fast = SeededEntropy(seed, "x").poisson(probability, size)
     assert fast.dtype == np.bool_
-    assert fast.tolist() == [word < math.floor(probability * 2**53) for word in words(seed, "x", size)]
+    threshold = math.floor(probability * 2**53)
+    assert fast.tolist() == [word >> 11 < threshold for word in words(seed, "x", size)]
 
 
-def test_more_draws_than_a_block_are_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entropy, "_BLOCK", 10)
-    source = SeededEntropy(1, "x")
-    draws = source.noise(1e6, 25)
-    again = SeededEntropy(1, "x")
-    np.testing.assert_array_equal(draws, np.concatenate([again.noise(1e6, n) for n in (10, 10, 5)]))
-    assert len(set(draws.tolist())) == 25
+def test_one_source_never_draws_the_same_twice() -> None:
+    source = SecureEntropy()
+    assert len(set(np.concatenate([source.noise(1e12, 1000), source.noise(1e12, 1000)]).tolist())) == 2000
 
 
 def test_a_seeded_source_repeats_an_operation_and_never_shares_it() -> None:
@@ -73,7 +67,7 @@ def test_a_seeded_source_repeats_an_operation_and_never_shares_it() -> None:
 
 
 def test_a_seeded_source_is_the_same_on_every_machine() -> None:
-    assert SeededEntropy(0, "golden").noise(1000.0, 6).tolist() == [488, -143, 258, -29, 2372, 855]
+    assert SeededEntropy(0, "golden").noise(1000.0, 6).tolist() == [1235, -1574, 439, 2367, -643, -864]
 
 
 def test_only_the_secret_source_is_private_and_it_takes_no_seed() -> None:
@@ -134,11 +128,18 @@ class TestBounds:
             source.poisson(0.5, -1)
 
 
-@pytest.mark.parametrize("word", [0, 2**53 - 1])
-def test_the_ends_of_the_uniforms_give_finite_noise(word: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("word", [0, 2**64 - 1])
+def test_the_ends_of_the_uniforms_decide_a_sample_and_bend_no_noise(
+    word: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Words of zeros would choose the farthest integer of all; words of ones refuse it."""
+
     def constant(self: Any, size: int) -> np.ndarray:
         return np.full(size, word, dtype=np.uint64)
 
-    monkeypatch.setattr(entropy._Keystream, "integers", constant)
-    largest = np.abs(SecureEntropy().noise(2.0**49, 4)).max()
-    assert largest <= 8.58 * 2.0**49 < 2.0**53
+    monkeypatch.setattr(entropy._Keystream, "words", constant)
+    assert SecureEntropy().poisson(0.5, 3).tolist() == [word == 0] * 3
+    assert SecureEntropy().poisson(1.0, 3).all()
+    table = discrete_gaussian.proposal(2.0**49)
+    kept = discrete_gaussian._accepted(table, 4, SecureEntropy()._stream.words, discrete_gaussian.BAND)
+    assert np.all(np.abs(kept) <= 12 * 2**49)
