@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from flwr.app import Context, Message, RecordDict
@@ -21,6 +22,7 @@ from fednas.errors import (
     ReplayMismatchError,
 )
 from fednas.wire import Refusal, decode_task, encode, encode_facts, encode_refusal
+from fednas.wire_schema import explain
 
 app = ClientApp()
 
@@ -61,9 +63,13 @@ def _answer(message: Message, context: Context, act: Callable[[Site], RecordDict
     """Act on the site of this node; whatever goes wrong leaves as a constant code, its words stay here."""
     try:
         content = act(open_site(_site_file(context)))
+        explain(content)  # what the schema does not name stays here
     except Exception as error:  # noqa: BLE001  an exception's text or type may hold private values: it must not travel
-        code = next((c for kind, c in _CODES if isinstance(error, kind)), Refusal.SITE_FAILURE)
-        _log.error("refused with %s: %s", code.value, error, exc_info=code is Refusal.SITE_FAILURE)
+        # Asked of the type: an exception may claim to be of another class, or raise when it is asked.
+        code = next((c for kind, c in _CODES if issubclass(type(error), kind)), Refusal.SITE_FAILURE)
+        # If this line failed, Flower would answer with the exception's text: some cannot be printed.
+        with suppress(Exception):
+            _log.error("refused with %s: %s", code.value, error, exc_info=code is Refusal.SITE_FAILURE)
         content = encode_refusal(code)
     return Message(content, reply_to=message)
 

@@ -93,8 +93,9 @@ def messages_only_in_the_app(tree: ast.Module, module: str) -> Iterator[str]:
     found = [call for call, name in called(tree) if name in ("Message", "create_reply", "create_message")]
     yield from (f"line {call.lineno}: makes a message" for call in found[allowed:])
     for node in ast.walk(tree):
-        targets = node.targets if isinstance(node, ast.Assign) else []
-        for target in targets:
+        if not isinstance(node, ast.Assign):
+            continue
+        for target in node.targets:
             if isinstance(target, ast.Attribute) and target.attr in ("content", "error", "state"):
                 yield f"line {node.lineno}: replaces what a message or a context holds"
 
