@@ -27,7 +27,7 @@ from tests.privacy.ledgers import noise, operation, plan_of, same, search_event
 
 FOLDER = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # in memory where there is such a folder
 DELTA = 1e-5
-ORDERS = (None, None, 8, 12)  # plan mode, and a filter at an order
+ORDERS = (None, None, 12, 14)  # plan mode, and a filter at an order
 EPSILONS = (1.5, 2.5, 4.0)
 RUNS = ("a", "b", "c")
 MILD = search_event(4, sigma=2.0, q=0.2)
@@ -124,8 +124,8 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(
         slot=SLOTS,
-        order=st.sampled_from((*["same"] * 8, None, 8)),
-        epsilon=st.sampled_from((*EPSILONS, math.inf)),
+        order=st.sampled_from((*["same"] * 8, None, 20)),
+        epsilon=st.sampled_from((1.0, *EPSILONS, math.inf)),
         delta=st.sampled_from((*[DELTA] * 6, 2 * DELTA, DELTA / 2)),
         foreign=st.sampled_from((*[None] * 8, "seed", "dataset")),
     )
