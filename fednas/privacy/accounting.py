@@ -94,11 +94,15 @@ def _epsilon_pld(form: Form | None, delta: float, interval: float) -> float:
 @lru_cache(maxsize=16)
 def _loss(q: float, sigma: float, amount: int, interval: float) -> Any:
     """Return the privacy loss distribution of `amount` equal releases."""
-    from dp_accounting.pld import (
-        privacy_loss_distribution,
-    )  # slow to import: only where a number is asked for
+    single = _single_loss(q, sigma, interval)
+    return single if amount == 1 else single.self_compose(amount)
 
-    single = privacy_loss_distribution.from_gaussian_mechanism(
+
+@lru_cache(maxsize=16)
+def _single_loss(q: float, sigma: float, interval: float) -> Any:
+    # slow to import: only where a number is asked for
+    from dp_accounting.pld import privacy_loss_distribution
+
+    return privacy_loss_distribution.from_gaussian_mechanism(
         sigma, sampling_prob=q, value_discretization_interval=interval
     )
-    return single if amount == 1 else single.self_compose(amount)
