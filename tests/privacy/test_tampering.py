@@ -1,20 +1,27 @@
-"""Whatever is done to a ledger file is found, or needs a head that somebody else kept."""
+"""Whatever is done to a ledger file is found, or needs a fact that somebody else kept."""
 
 import hashlib
 import json
+import os
 import random
+import shutil
 import sqlite3
-from collections.abc import Callable
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from fednas.errors import LedgerError
-from fednas.privacy.store import GENESIS, SCHEMA, chain
+from fednas.privacy.signing import Signer
 from fednas.privacy.verify import LedgerTampered, verify
+from tests.privacy.ledger_content import Original, altering, read, write
 from tests.privacy.ledgers import SMALL, fill, forbidden, open_ledger, operation
+from tests.privacy.tampering import KINDS, OUTSIDE
 
 Change = Callable[[sqlite3.Connection], object]
+FOLDER = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 @pytest.fixture
@@ -24,26 +31,18 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def tamper(path: Path, *changes: str | Change, recompute: bool = False) -> None:
-    """Change entries as the file's owner could: triggers off, change, chain anew if asked, triggers on."""
-    connection = sqlite3.connect(path, isolation_level=None)
-    for statement in SCHEMA[2:]:
-        connection.execute(f"DROP TRIGGER {statement.split()[2]}")
-    for change in changes:
-        if isinstance(change, str):
-            connection.execute(change)
-        else:
-            change(connection)
-    if recompute:
-        head = GENESIS
-        for seq, kind, body in connection.execute(
-            "SELECT seq, kind, body FROM entries ORDER BY seq"
-        ).fetchall():
-            head = chain(head, seq, kind, body)
-            connection.execute("UPDATE entries SET digest = ? WHERE seq = ?", (head, seq))
-    for statement in SCHEMA[2:]:
-        connection.execute(statement)
-    connection.close()
+def tamper(path: Path, *changes: str | Change, sign: bool = False) -> None:
+    """Change entries as the file's owner could, who can also make the chain and its signatures fit again."""
+    with altering(path) as connection:
+        for change in changes:
+            if isinstance(change, str):
+                connection.execute(change)
+            else:
+                change(connection)
+    if sign:
+        content, _ = read(path)
+        content.rechain(Signer(path.with_name(path.name + ".key").read_bytes()))
+        write(content, path)
 
 
 def edit(kind: str, **fields: object) -> Change:
@@ -61,31 +60,32 @@ def edit(kind: str, **fields: object) -> Change:
 
 CHANGES: dict[str, tuple[str | Change, ...]] = {
     "an edited body": (
-        "UPDATE entries SET body = replace(body, '\"search\":2', '\"search\":1') WHERE seq = 2",
+        "UPDATE entries SET body = replace(body, '\"search\":2', '\"search\":1') WHERE seq = 5",
     ),
-    "an edited kind": ("UPDATE entries SET kind = 'REFUSE' WHERE seq = 2",),
-    "an edited digest": ("UPDATE entries SET digest = upper(digest) WHERE seq = 2",),
-    "a body of bytes": ("UPDATE entries SET body = CAST(body AS BLOB) WHERE seq = 2",),
-    "a deletion": ("DELETE FROM entries WHERE seq = 2",),
+    "an edited kind": ("UPDATE entries SET kind = 'REFUSE' WHERE seq = 5",),
+    "an edited digest": ("UPDATE entries SET digest = upper(digest) WHERE seq = 5",),
+    "a body of bytes": ("UPDATE entries SET body = CAST(body AS BLOB) WHERE seq = 5",),
+    "a deletion": ("DELETE FROM entries WHERE seq = 5",),
     "a deletion that closes the gap": (
-        "DELETE FROM entries WHERE seq = 2",
-        "UPDATE entries SET seq = seq - 1 WHERE seq > 2",
+        "DELETE FROM entries WHERE seq = 5",
+        "UPDATE entries SET seq = seq - 1 WHERE seq > 5",
     ),
     "no first entry": ("DELETE FROM entries WHERE seq = 0", "UPDATE entries SET seq = seq - 1"),
     "an insertion": (
-        "UPDATE entries SET seq = -seq - 1 WHERE seq >= 2",
+        "UPDATE entries SET seq = -seq - 1 WHERE seq >= 5",
         "UPDATE entries SET seq = -seq WHERE seq < 0",
-        "INSERT INTO entries SELECT 2, kind, body, digest FROM entries WHERE seq = 3",
+        "INSERT INTO entries SELECT 5, kind, body, digest FROM entries WHERE seq = 6",
     ),
     "a repeated tail": (
-        "INSERT INTO entries SELECT seq + 1, kind, body, digest FROM entries WHERE seq = 10",
+        "INSERT INTO entries SELECT seq + 1, kind, body, digest FROM entries WHERE seq = 22",
     ),
     "a swap": (
-        "UPDATE entries SET seq = -1 WHERE seq = 2",
-        "UPDATE entries SET seq = 2 WHERE seq = 4",
-        "UPDATE entries SET seq = 4 WHERE seq = -1",
+        "UPDATE entries SET seq = -1 WHERE seq = 5",
+        "UPDATE entries SET seq = 5 WHERE seq = 9",
+        "UPDATE entries SET seq = 9 WHERE seq = -1",
     ),
-    "a lost release": ("DELETE FROM entries WHERE seq = (SELECT max(seq) FROM entries)",),
+    "a lost signature": ("DELETE FROM entries WHERE seq = 22",),
+    "a lost release": ("DELETE FROM entries WHERE seq > 20",),
     "a lost reply": ("DELETE FROM replies WHERE rowid = 1",),
     "an edited reply": ("UPDATE replies SET reply = substr(reply, 2) WHERE rowid = 1",),
     "a foreign reply": ("INSERT INTO replies VALUES ('operation', x'00')",),
@@ -114,10 +114,20 @@ FORGERIES: dict[str, Change] = {
     "a plan under another plan's id": edit("PLAN", id="0" * 64),
     "an infinite delta": edit("OPEN", cap={"delta": "inf", "epsilon": "3.0"}),
     "a number in another spelling": edit("OPEN", cap={"delta": "1e-5", "epsilon": "3.0"}),
-    "an unknown format": edit("OPEN", format=2),
+    "an old format": edit("OPEN", format=1),
+    "an unknown format": edit("OPEN", format=3),
+    "an order out of bounds": edit("OPEN", cap={"delta": "1e-05", "epsilon": "3.0", "order": 257}),
+    "an order that is no integer": edit("OPEN", cap={"delta": "1e-05", "epsilon": "3.0", "order": True}),
+    "a filter that has no room": edit("OPEN", cap={"delta": "1e-05", "epsilon": "3.0", "order": 4}),
+    "no key to sign with": edit("OPEN", signer=""),
+    "a key that is no point of the curve": edit("OPEN", signer="ff" * 32),
+    "a signature too many": lambda connection: connection.execute(
+        "UPDATE entries SET kind = 'CHECKPOINT', body = (SELECT body FROM entries WHERE seq = 22)"
+        " WHERE seq = 21"
+    ),
     "a private fact": edit("RESERVE", num_records=1000),
     "an unknown kind": lambda connection: connection.execute(
-        "UPDATE entries SET kind = 'NOTE' WHERE seq = 2"
+        "UPDATE entries SET kind = 'NOTE' WHERE seq = 5"
     ),
     "a second opening": lambda connection: connection.execute(
         "UPDATE entries SET kind = 'OPEN' WHERE seq = 1"
@@ -126,8 +136,8 @@ FORGERIES: dict[str, Change] = {
 
 
 @pytest.mark.parametrize("name", FORGERIES)
-def test_a_recomputed_chain_does_not_hide(path: Path, name: str) -> None:
-    tamper(path, FORGERIES[name], recompute=True)
+def test_not_even_the_owners_signature_hides(path: Path, name: str) -> None:
+    tamper(path, FORGERIES[name], sign=True)
     with pytest.raises(LedgerTampered):
         verify(path)
 
@@ -156,27 +166,99 @@ def test_a_plan_with_an_impossible_event_is_found_under_its_own_id(
         text = json.dumps(plan, sort_keys=True, separators=(",", ":"))
         edit("PLAN", plan=plan, id=hashlib.sha256(text.encode()).hexdigest())(connection)
 
-    tamper(path, change, recompute=True)
+    tamper(path, change, sign=True)
     with pytest.raises(LedgerTampered):
         verify(path)
     with pytest.raises(LedgerError):
         open_ledger(path)
 
 
-def test_what_a_chain_cannot_prove_needs_a_head_that_somebody_else_kept(path: Path) -> None:
+def test_what_a_signature_cannot_prove_needs_a_head_that_somebody_else_kept(path: Path) -> None:
     head, entries = verify(path).head, verify(path).entries
     with open_ledger(path) as ledger, pytest.raises(AssertionError):
         ledger.release(operation(9), charges={"search": 14}, mechanism=forbidden)
     grown = verify(path, expected_head=head)
-    assert grown.entries == entries + 1
-    tamper(path, f"DELETE FROM entries WHERE seq = {entries}")
+    assert grown.entries == entries + 2
+    tamper(path, f"DELETE FROM entries WHERE seq >= {entries}")
     assert verify(path).head == head  # a charge without a release was cut off: nothing shows
     with pytest.raises(LedgerTampered, match="cut back or replaced"):
         verify(path, expected_head=grown.head)
-    tamper(path, edit("RESERVE", charges={"search": 1, "alphas": 1}), recompute=True)
-    verify(path)  # written anew as a whole: nothing shows
+    tamper(path, edit("RESERVE", charges={"search": 1, "alphas": 1}), sign=True)
+    verify(path, expected_signer=grown.signer)  # written anew as a whole by its owner: nothing shows
     with pytest.raises(LedgerTampered, match="cut back or replaced"):
         verify(path, expected_head=head)
+
+
+def tampered(folder: Path, times: int, *, first: int) -> dict[str, Counter[str]]:
+    """Tamper again and again, each kind in turn; how often each was done, and what found it."""
+    original = Original.make(folder)
+    found: dict[str, Counter[str]] = {}
+    path = folder / "tampered"
+    for number in range(first, first + times):
+        generator = random.Random(number)
+        name, change = KINDS_AND_OUTSIDE[number % len(KINDS_AND_OUTSIDE)]
+        shutil.copyfile(original.path, path)
+        change(path, generator, original)
+        counter = found.setdefault(name, Counter())
+        counter["done"] += 1
+        counter["by itself"] += finds(path)
+        counter["by the head"] += finds(path, head=original.head)
+        counter["by the key"] += finds(path, signer=original.signer.public_key)
+        if name == FLIP and not finds(path, head=original.head, signer=original.signer.public_key):
+            # No reader can see bytes outside the rows, such as the unused part of a page.
+            assert read(path) == (original.content, original.schema)
+            counter["nothing to see"] += 1
+    return found
+
+
+def finds(path: Path, *, head: str | None = None, signer: str | None = None) -> bool:
+    """Whether the verifier refuses a file."""
+    try:
+        verify(path, expected_head=head, expected_signer=signer)
+    except LedgerTampered:
+        return True
+    return False
+
+
+def flip_the_file(path: Path, generator: random.Random, _: Original) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[generator.randrange(len(raw))] ^= 1 << generator.randrange(8)
+    path.write_bytes(raw)
+
+
+WAYS = ("done", "by itself", "by the head", "by the key", "nothing to see")
+FLIP = "flip a bit of the file"
+KINDS_AND_OUTSIDE = [(FLIP, flip_the_file), *KINDS.items(), *OUTSIDE.items()]
+
+
+def check_all_found(found: dict[str, Counter[str]]) -> None:
+    assert found.keys() == {FLIP, *KINDS, *OUTSIDE}
+    for name, counter in found.items():
+        if name in KINDS:
+            assert counter["by itself"] == counter["done"], name
+        elif name in OUTSIDE:
+            assert counter["by the head"] == counter["done"], name
+        else:
+            assert counter["by the head"] + counter["nothing to see"] == counter["done"], name
+            assert counter["by itself"] > 0
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir=FOLDER) as name:
+        yield Path(name)
+
+
+def test_whatever_is_done_is_found(folder: Path) -> None:
+    check_all_found(tampered(folder, 205, first=0))
+
+
+@pytest.mark.slow
+def test_ten_thousand_times_whatever_is_done_is_found(folder: Path) -> None:
+    found = tampered(folder, 10_000, first=1000)
+    for name, counter in found.items():
+        print(f"{name:50}", *(f"{counter[what]:4} {what}" for what in WAYS), sep="  ")  # noqa: T201
+    check_all_found(found)
 
 
 def test_every_flipped_bit_of_an_entry_is_found_and_no_other_changes_a_figure(path: Path) -> None:
