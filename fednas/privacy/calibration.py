@@ -1,10 +1,18 @@
 """Find the least noise that an epsilon allows, on a grid of four decimals."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 from fednas.errors import ConfigurationError
-from fednas.privacy.accounting import DISCRETIZATION, epsilon_pld, epsilon_rdp
+from fednas.privacy.accounting import (
+    DISCRETIZATION,
+    ORDERS,
+    epsilon_at_order,
+    epsilon_pld,
+    epsilon_rdp,
+    renyi_divergence,
+)
 from fednas.privacy.allowance import READS, ReleaseSchedule
 from fednas.privacy.budget import PrivacyBudget
 from fednas.privacy.events import MAX_NOISE_MULTIPLIER, Event, Gaussian, NonPrivate, PoissonGaussian
@@ -13,6 +21,7 @@ _GRID = 10_000  # noise multipliers are multiples of 1 / _GRID
 _LARGEST = int(MAX_NOISE_MULTIPLIER) * _GRID
 _COARSEST = 1e-2  # grid of the privacy loss while searching, in nats: fast, pessimistic
 _CLOSE = 0.9985  # of the budget: the search ends when so much of it is used
+_ROUNDING = 1e-12  # of a Rényi budget: a filter that adds up exactly never refuses a plan's last step
 
 
 def calibrated(budget: PrivacyBudget, schedule: ReleaseSchedule) -> dict[str, Event]:
@@ -68,7 +77,7 @@ def least_noise(budget: PrivacyBudget, fixed: Sequence[Event], event: Callable[[
     """Return the least noise multiplier at which an event on top of fixed ones stays within a budget.
 
     Args:
-        budget: epsilon and delta, by privacy loss distributions.
+        budget: epsilon and delta, by privacy loss distributions, or by Rényi divergences if it has an order.
         fixed: events that the same records pay for already.
         event: makes the event from a noise multiplier; more noise must not cost more.
 
@@ -79,6 +88,8 @@ def least_noise(budget: PrivacyBudget, fixed: Sequence[Event], event: Callable[[
     Raises:
         ConfigurationError: not even the largest noise multiplier is enough.
     """
+    if budget.order is not None:
+        return _least_noise_at_order(budget, budget.order, fixed, event)
 
     def cost(interval: float) -> Callable[[int], float]:
         return lambda step: epsilon_pld(
@@ -91,6 +102,68 @@ def least_noise(budget: PrivacyBudget, fixed: Sequence[Event], event: Callable[[
     if not _CLOSE * budget.epsilon <= exact(step) <= budget.epsilon:
         step = _search(budget.epsilon, exact, step)
     return step / _GRID
+
+
+def best_order(budget: PrivacyBudget, schedule: ReleaseSchedule) -> int:
+    """Suggest the order at which a Rényi filter needs the least noise for a schedule.
+
+    Training decides where there is any, then the architecture gradients, then the fitness. The suggestion
+    depends on public facts only; once a ledger is open, its order never changes.
+
+    Args:
+        budget: epsilon and delta; an order that it has already is not looked at.
+        schedule: how often what may be released.
+
+    Returns:
+        An order, 2 to 256, that a budget of this epsilon and delta can have.
+
+    Raises:
+        ConfigurationError: the budget is not private, nothing is scheduled, or no noise is enough.
+    """
+    if not budget.is_private:
+        raise ConfigurationError("a non-private budget has no order; choose a finite epsilon")
+    q, epsilon, delta = schedule.sampling_probability, budget.epsilon, budget.delta
+    steps = schedule.search_steps + schedule.final_steps or schedule.architecture_steps
+
+    def event(step: int) -> Event:
+        if steps > 0:
+            return PoissonGaussian(sampling_probability=q, noise_multiplier=step / _GRID, steps=steps)
+        return Gaussian(noise_multiplier=step / _GRID, releases=schedule.fitness_releases)
+
+    def best(step: int) -> tuple[float, int]:
+        return min((epsilon_at_order([event(step)], delta, order), order) for order in ORDERS)
+
+    if not steps and not schedule.fitness_releases:
+        raise ConfigurationError("nothing is scheduled that an order could be best for")
+    low, high = 0, _LARGEST
+    while high - low > 1:
+        middle = math.isqrt(low * high) if low > 0 else high // 1000
+        middle = min(max(middle, low + 1), high - 1)
+        low, high = (low, middle) if best(middle)[0] <= epsilon else (middle, high)
+    cost, order = best(high)
+    if cost > epsilon:
+        raise _no_noise(epsilon)
+    return order
+
+
+def _least_noise_at_order(
+    budget: PrivacyBudget, order: int, fixed: Sequence[Event], event: Callable[[float], Event]
+) -> float:
+    bound = budget.renyi * (1.0 - _ROUNDING)
+
+    def fits(step: int) -> bool:
+        return renyi_divergence([*fixed, event(step / _GRID)], order) <= bound
+
+    if not fits(_LARGEST):
+        raise _no_noise(budget.epsilon)
+    return (1 + bisect_left(range(1, _LARGEST), True, key=fits)) / _GRID
+
+
+def _no_noise(epsilon: float) -> ConfigurationError:
+    return ConfigurationError(
+        f"no noise keeps the releases within epsilon {epsilon:g}; raise epsilon, or plan fewer final "
+        "steps beside the search steps"
+    )
 
 
 def _guess(
@@ -118,10 +191,7 @@ def _search(target: float, cost: Callable[[int], float], guess: int) -> int:
     at_low, at_high = math.inf, cost(high)
     while at_high > target:
         if high == _LARGEST:
-            raise ConfigurationError(
-                f"no noise keeps the releases within epsilon {target:g}; raise epsilon, or plan fewer final "
-                "steps beside the search steps"
-            )
+            raise _no_noise(target)
         low, at_low = high, at_high
         high = min(max(high + 1, math.ceil(high * reach)), _LARGEST)
         at_high, reach = cost(high), reach**2

@@ -8,7 +8,7 @@ from functools import cached_property, lru_cache
 from typing import Any, Self
 
 from fednas.errors import ConfigurationError, UnsupportedEventError
-from fednas.privacy.accounting import epsilon_pld
+from fednas.privacy.accounting import epsilon_at_order, epsilon_pld
 from fednas.privacy.allowance import READS, STREAMS, Allowance, ReleaseSchedule, stream_shares
 from fednas.privacy.budget import PrivacyBudget
 from fednas.privacy.calibration import calibrated
@@ -57,7 +57,8 @@ class PrivacyPlan:
         and is charged to each: what it leaves of the other streams' epsilon buys alphas and fitness.
 
         Args:
-            budget: the epsilon and delta that no stream may exceed, by privacy loss distributions.
+            budget: the epsilon and delta that no stream may exceed, by privacy loss distributions, or by the
+                Rényi divergence at its order if it has one.
             proportions: share of a site's records in each of `STREAMS`, adding up to 1.
             schedule: how often what may be released.
 
@@ -97,11 +98,16 @@ class PrivacyPlan:
         return tuple(allowance.event for allowance in self.allowances if stream in allowance.streams)
 
     def epsilon(self, stream: str) -> float:
-        """Return what the plan costs a record of a stream, by privacy loss distributions at its delta.
+        """Return what the plan costs a record of a stream at its delta.
+
+        By privacy loss distributions, or by the Rényi divergence at the order of a budget that has one: only
+        that bounds noise which adapts to releases.
 
         Raises:
             ConfigurationError: there is no such stream.
         """
+        if self.budget.order is not None:
+            return epsilon_at_order(self.events(stream), self.budget.delta, self.budget.order)
         return epsilon_pld(self.events(stream), self.budget.delta)
 
     @property
