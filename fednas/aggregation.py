@@ -8,15 +8,22 @@ from numpy.typing import NDArray
 
 
 def update_weight(*, declared_size: int, noise_multiplier: float) -> float:
-    """The public weight of a site's update: its inverse noise variance.
+    """The public weight of what a site releases: its inverse noise variance, up to what all sites share.
 
-    A step divides the noised sum by ``sampling_probability * declared_size``, so at equal noise multipliers
-    the variance of an update falls with the square of the declared size. Without noise the weight is the
-    declared size.
+    A training step releases ``(sum + noise) / (q n)``: the clipped sum of a sample, noise of standard
+    deviation ``sigma S``, the sampling probability q and the declared size n of the streams that are read. So
+    the noise of a site's update has the standard deviation ``sigma S / (q n)`` a step. q, the sensitivity S,
+    the number of steps, their rate and the streams' shares of n are the same at every site, so up to a
+    constant ``(n / sigma)**2`` is the inverse variance, and no other weights give the average less noise
+    (Aitken 1936, "On least squares and linear combination of observations"). Architecture gradients are
+    released in the same form. Without noise the weight is the declared size.
 
     Args:
         declared_size: the size a site's owner declares, not the number of its records.
-        noise_multiplier: of the site's plan; 0 for a non-private one.
+        noise_multiplier: of the site's own plan, for what was released; 0 for a non-private one.
+
+    Guarantees:
+        - Nothing private is an argument, so a weight tells nothing that the plan does not.
     """
     if noise_multiplier == 0.0:
         return float(declared_size)

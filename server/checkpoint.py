@@ -12,7 +12,7 @@ from fednas.errors import RunDirectoryError
 from fednas.space import SearchSpace
 from fednas.supernet import Supernet
 
-FORMAT = 1
+FORMAT = 2
 
 
 @final
@@ -104,11 +104,21 @@ def create_run(path: Path, study: StudyConfig, *, run: str, about: Mapping[str, 
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON durably: a draft, a sync, a rename."""
+    """Write JSON durably: a draft, a sync, a rename, and a sync of the folder that holds the name.
+
+    Raises:
+        RunDirectoryError: the disk refuses.
+    """
     draft = path.with_name(path.name + ".draft")
-    draft.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
-    _sync(draft)
-    draft.replace(path)
+    try:
+        draft.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+        _sync(draft)
+        draft.replace(path)
+        _sync(path.parent)
+    except OSError as error:
+        raise RunDirectoryError(
+            f"cannot write {path}: {error.strerror}; make room, or give the disk back, and resume"
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -14,13 +14,23 @@ from fednas.space import Architecture, SearchSpace
 from fednas.space.cost import Cost, cost_of
 from fednas.wire import SiteFacts
 
+AWAY = "AWAY"
+"""Why a member that did not answer the greeting is not asked."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """A site of the study and the Flower node it answers from in this run."""
+    """A site of the study and the Flower node it answers from in this session.
+
+    Args:
+        node: Flower's number; negative, and of no use, while the site is away.
+        facts: what the site says of itself.
+        away: the constant code that says why the site is not asked now; "" for all others.
+    """
 
     node: int
     facts: SiteFacts
+    away: str = ""
 
 
 @final
@@ -54,12 +64,12 @@ class Cohort:
     """The members of a study in the order of their names, and their device tiers.
 
     Args:
-        members: one a site.
+        members: one a site; those that are away keep their places, so that the others keep their paths.
         space: the space of the study.
         study: the configuration.
 
     Raises:
-        ConfigurationError: a site's delta, cap or name contradicts the study.
+        ConfigurationError: a site's delta or name contradicts the study, or too few are there.
         InfeasibleDeviceError: no architecture of the space fits a device.
     """
 
@@ -80,15 +90,22 @@ class Cohort:
         names = [member.facts.site for member in self.members]
         if len(set(names)) != len(names):
             raise ConfigurationError("two sites have the same name; give each its own in its site.toml")
-        if len(names) < study.federation.min_sites:
+        datasets = [member.facts.dataset for member in self.members]
+        if len(set(datasets)) != len(datasets):
             raise ConfigurationError(
-                f"{len(names)} sites answered, the study needs at least {study.federation.min_sites}"
+                "two sites have the same dataset; a dataset has one name, one site and one ledger"
+            )
+        present = sum(not member.away for member in self.members)
+        if present < study.federation.min_sites:
+            raise ConfigurationError(
+                f"{present} sites answered, the study needs at least {study.federation.min_sites}"
             )
         for member in self.members:
             facts = member.facts
-            if not study.privacy.non_private and study.privacy.delta > 1.0 / facts.declared_size:
+            delta = min(study.privacy.delta, facts.delta)
+            if not study.privacy.non_private and delta > 1.0 / facts.declared_size:
                 raise ConfigurationError(
-                    f"delta {study.privacy.delta} is above 1 / {facts.declared_size}, the declared size of "
+                    f"delta {delta} is above 1 / {facts.declared_size}, the declared size of "
                     f"{facts.site}; lower privacy.delta"
                 )
             smallest = self.costs(self._space.smallest())

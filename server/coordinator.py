@@ -6,8 +6,6 @@ from dataclasses import asdict
 from typing import Any, final
 
 import numpy as np
-from flwr.app import Message
-from flwr.serverapp import Grid
 
 from fednas.aggregation import (
     Estimate,
@@ -17,53 +15,58 @@ from fednas.aggregation import (
     update_weight,
 )
 from fednas.config import dump_study
-from fednas.errors import (
-    BudgetExceededError,
-    ExchangeError,
-    RunDirectoryError,
-)
-from fednas.privacy.plan import PrivacyPlan
+from fednas.errors import ExchangeError, RunDirectoryError
 from fednas.schedule import Step, agenda, candidates_per_tier
 from fednas.search import Policy, SearchStrategy, Trial, create, shortlist, successor
 from fednas.space import Architecture, SearchSpace
 from fednas.supernet import Contribution, Supernet
-from fednas.wire import Answer, Refusal, Task, TaskKind, check_answer, decode, encode_task
+from fednas.wire import Task, TaskKind
+from server.agreement import Agreement
 from server.checkpoint import RunDirectory
 from server.cohort import Cohort, Member
-from server.exchange import exchange
+from server.correspondence import Correspondence
 
 _log = logging.getLogger("fednas.coordinator")
 
 SANDWICH_EVERY = 3
 """One search round in so many trains the smallest, the largest and random paths: the supernet stays whole."""
 
-_MESSAGE = {"train": "train", "final": "train", "evaluate": "evaluate"}
+_PAYS: Mapping[TaskKind, str] = {"train": "search", "final": "final"}
+"""The allowance of a plan that pays for an update of each kind."""
 
 
 @final
 class Coordinator:
-    """Runs one study over a grid, from its last checkpoint or from the start.
+    """Runs one study with its sites, from its last checkpoint or from the start.
 
     Every decision reads released values, public facts and public randomness; the latter is derived from the
     study's seed and the round, so a resumed run continues exactly.
 
     Args:
-        grid: any Flower grid.
+        sites: how the sites are asked.
         cohort: the sites that take part.
-        plan: the privacy plan of the study.
+        agreement: the privacy plan of each of them.
         directory: where rounds and checkpoints go.
         space: the space of the study.
     """
 
     def __init__(
-        self, grid: Grid, *, cohort: Cohort, plan: PrivacyPlan, directory: RunDirectory, space: SearchSpace
+        self,
+        sites: Correspondence,
+        *,
+        cohort: Cohort,
+        agreement: Agreement,
+        directory: RunDirectory,
+        space: SearchSpace,
     ) -> None:
-        self._grid = grid
+        self._sites = sites
         self._cohort = cohort
-        self._plan = plan
+        self._plans = agreement.plans
         self._directory = directory
         self._study = directory.study
-        self._texts = (plan.to_json(), dump_study(directory.study))  # every message carries them
+        # Every message carries both.
+        self._study_text = dump_study(directory.study)
+        self._plan_texts = {site: plan.to_json() for site, plan in agreement.plans.items()}
         self._space = space
         self._supernet = Supernet.initialise(space, seed=self._study.seed)
         self._policy = Policy(space) if self._study.search.strategy == "differentiable" else None
@@ -79,7 +82,6 @@ class Coordinator:
         self._chosen = dict(cohort.given(self._study))
         self._fitness: dict[str, Estimate] = {}
         self._candidates: list[Architecture] = []
-        self._retired: dict[str, str] = {}
         self._completed = 0
 
     @property
@@ -96,6 +98,11 @@ class Coordinator:
     def fitness(self) -> Mapping[str, Estimate]:
         """The released fitness of each tier's trained network; empty where nothing was searched."""
         return self._fitness
+
+    @property
+    def refused(self) -> Mapping[str, str]:
+        """The sites that do not take part any more, and the code that says why."""
+        return self._sites.refused
 
     def resume(self) -> int:
         """Continue from the last checkpoint, if any; returns the number of whole rounds behind it."""
@@ -139,24 +146,20 @@ class Coordinator:
 
     def _train(self, step: Step) -> dict[str, Any]:
         kind: TaskKind = "final" if step.kind == "final" else "train"
-        active = set(self._active())
+        active = set(self._sites.active())
         drawn = zip(self._cohort.members, self._paths(step), strict=True)
         paths = {member: path for member, path in drawn if path is not None and member in active}
         tasks = {
-            member: self._task(step, kind, [path], alphas=step.kind == "search")
+            member: self._task(member, step, kind, [path], alphas=step.kind == "search")
             for member, path in paths.items()
         }
-        answers, sites = self._ask(tasks)
+        answers, sites = self._sites.ask(tasks)
         contributions, weights, gradients = [], [], []
         for member, answer in answers.items():
-            weight = update_weight(
-                declared_size=member.facts.declared_size,
-                noise_multiplier=self._plan.allowance("final").noise_multiplier,
-            )
-            update = answer.arrays["update"]
+            update, weight = answer.arrays["update"], self._weight(member, _PAYS[kind])
             contributions.append(Contribution(architecture=paths[member], update=update, weight=weight))
             if self._policy is not None and "alphas" in answer.arrays:
-                weights.append(weight)
+                weights.append(self._weight(member, "alphas"))
                 gradients.append(answer.arrays["alphas"])
         self._supernet = self._supernet.merge(contributions)
         if self._policy is not None and gradients:
@@ -166,6 +169,13 @@ class Coordinator:
         for member in tasks:
             sites[member.facts.site]["architecture"] = paths[member].id
         return {"sites": sites}
+
+    def _weight(self, member: Member, allowance: str) -> float:
+        """The public weight of what a member releases under an allowance: its own inverse noise variance."""
+        return update_weight(
+            declared_size=member.facts.declared_size,
+            noise_multiplier=self._plans[member.facts.site].noise_multiplier(allowance),
+        )
 
     def _paths(self, step: Step) -> Sequence[Architecture | None]:
         """Public randomness, before anything is asked: a path a member, none where nothing chosen fits.
@@ -228,21 +238,23 @@ class Coordinator:
 
     def _evaluate(self, step: Step, candidates: Sequence[Architecture]) -> tuple[list[Trial], dict[str, Any]]:
         """Released correct-counts of the candidates, each from every site whose device it fits."""
-        share = {member: [a for a in candidates if self._cohort.fits(member)(a)] for member in self._active()}
+        asked = self._sites.active()
+        share = {member: [a for a in candidates if self._cohort.fits(member)(a)] for member in asked}
         tasks = {
-            member: self._task(step, "evaluate", fitting) for member, fitting in share.items() if fitting
+            member: self._task(member, step, "evaluate", fitting)
+            for member, fitting in share.items()
+            if fitting
         }
-        answers, sites = self._ask(tasks)
-        noise = self._plan.allowance("fitness").noise_multiplier
-        proportion = dict(self._plan.proportions)["fitness"]
+        answers, sites = self._sites.ask(tasks)
         counts: dict[Architecture, list[NoisyCount]] = {a: [] for a in candidates}
         for member, answer in answers.items():
-            size = member.facts.declared_size * proportion
+            plan = self._plans[member.facts.site]
+            size = member.facts.declared_size * dict(plan.proportions)["fitness"]
+            noise = plan.noise_multiplier("fitness")
             for architecture, correct in zip(share[member], answer.arrays["correct"], strict=True):
                 counts[architecture].append(NoisyCount(correct=float(correct), size=size, noise_std=noise))
-        retired = [
-            a for a in candidates if not any(self._cohort.fits(member)(a) for member in self._active())
-        ]
+        left = self._sites.active()
+        retired = [a for a in candidates if not any(self._cohort.fits(member)(a) for member in left)]
         for architecture in retired:  # all who could say have left the study: their tiers go without
             del counts[architecture]
         missing = [a.id for a, found in counts.items() if not found]
@@ -263,77 +275,36 @@ class Coordinator:
             )
         return trials, sites
 
-    # The exchange
+    # What the sites are asked
 
     def _task(
-        self, step: Step, kind: TaskKind, architectures: Sequence[Architecture], *, alphas: bool = False
+        self,
+        member: Member,
+        step: Step,
+        kind: TaskKind,
+        architectures: Sequence[Architecture],
+        *,
+        alphas: bool = False,
     ) -> Task:
         arrays: dict[str, Any] = {
             f"weights.{i}": self._supernet.gather(a) for i, a in enumerate(architectures)
         }
         if alphas and self._policy is not None:
             arrays["alphas"] = self._policy.flat()
-        plan, study = self._texts
         return Task(
             kind=kind,
             run=self._directory.run,
             round=step.round,
-            plan=plan,
-            study=study,
+            plan=self._plan_texts[member.facts.site],
+            study=self._study_text,
             architectures=tuple(architectures),
             arrays=arrays,
         )
 
-    def _active(self) -> list[Member]:
-        return [member for member in self._cohort.members if member.facts.site not in self._retired]
-
     def _live_tiers(self) -> list[str]:
         """The tiers with a site that has not retired, in the order of the cohort."""
-        live = {member.facts.device.tier for member in self._active()}
+        live = {member.facts.device.tier for member in self._sites.active()}
         return [tier for tier in self._cohort.tiers if tier in live]
-
-    def _ask(self, tasks: Mapping[Member, Task]) -> tuple[dict[Member, Answer], dict[str, Any]]:
-        """Send the tasks; the valid answers in the order of the members, and what became of each site."""
-        members = {member.node: member for member in tasks}
-        answers: dict[Member, Answer] = {}
-        sites: dict[str, Any] = {}
-
-        def receive(node: int, reply: Message) -> None:
-            member = members[node]
-            answer = decode(reply.content)
-            if isinstance(answer, Refusal):
-                sites[member.facts.site] = {"outcome": answer.value}
-                if answer is Refusal.BUDGET_EXHAUSTED:
-                    self._retired[member.facts.site] = answer.value
-                return
-            check_answer(answer, tasks[member])
-            answers[member] = answer
-            sites[member.facts.site] = {"outcome": "ok", "head": answer.head}
-
-        outcome = exchange(
-            self._grid,
-            [Message(encode_task(task), member.node, _MESSAGE[task.kind]) for member, task in tasks.items()],
-            on_reply=receive,
-            deadline_s=self._study.federation.deadline_s,
-        )
-        for node, code in outcome.failed.items():
-            sites[members[node].facts.site] = {"outcome": code}
-        for node in (*outcome.late, *outcome.rejected, *outcome.skipped):
-            sites[members[node].facts.site] = {"outcome": "LATE"}
-        if not self._active():
-            raise BudgetExceededError(
-                "every site refused: BUDGET_EXHAUSTED; their ledgers hold earlier runs on the same data, "
-                "and only their owners can raise the cap"
-            )
-        if len(answers) < self._study.federation.quorum * len(tasks):
-            codes = ", ".join(
-                sorted({entry["outcome"] for entry in sites.values() if entry["outcome"] != "ok"})
-            )
-            raise ExchangeError(
-                f"{len(answers)} of {len(tasks)} sites answered ({codes}), fewer than the quorum of "
-                f"{self._study.federation.quorum:.0%}; mend them and resume"
-            )
-        return answers, dict(sorted(sites.items()))
 
     def _generator(self, step: Step, purpose: int) -> np.random.Generator:
         return np.random.default_rng([self._study.seed, step.round, purpose])
@@ -345,13 +316,13 @@ class Coordinator:
 
     def _state(self) -> dict[str, Any]:
         return {
-            "plan": self._plan.id,
+            "plans": {site: plan.id for site, plan in self._plans.items()},
+            "sites": self._sites.state(),
             "strategies": {tier: strategy.state() for tier, strategy in self._strategies.items()},
             "policy": None if self._policy is None else self._policy.state(),
             "chosen": {tier: architecture.to_json() for tier, architecture in self._chosen.items()},
             "fitness": {tier: asdict(estimate) for tier, estimate in self._fitness.items()},
             "candidates": [architecture.to_json() for architecture in self._candidates],
-            "retired": self._retired,
         }
 
     def _restore(self, state: Mapping[str, Any]) -> None:
@@ -360,13 +331,13 @@ class Coordinator:
         Raises:
             RunDirectoryError: it is malformed, or of another plan.
         """
-        if state.get("plan") != self._plan.id:
-            raise RunDirectoryError(
-                f"the last checkpoint of {self._directory.path} is of another plan; the run cannot go on"
-            )
         try:
+            if any(self._plans[site].id != plan for site, plan in state["plans"].items()):
+                raise RunDirectoryError(
+                    f"the last checkpoint of {self._directory.path} is of another plan; the run cannot go on"
+                )
             self._read(state)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RunDirectoryError(
                 f"the last checkpoint of {self._directory.path} is malformed; the run cannot go on"
             ) from error
@@ -379,7 +350,7 @@ class Coordinator:
         self._chosen = {tier: Architecture.from_json(text) for tier, text in state["chosen"].items()}
         self._fitness = {tier: Estimate(**value) for tier, value in state["fitness"].items()}
         self._candidates = [Architecture.from_json(text) for text in state["candidates"]]
-        self._retired = dict(state["retired"])
+        self._sites.restore(state["sites"])
 
 
 def _describe(trial: Trial) -> dict[str, Any]:

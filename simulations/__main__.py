@@ -1,6 +1,8 @@
 """`python -m simulations`: list the scenarios, run one, or compare it with its baselines."""
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -61,9 +63,15 @@ def run_scenario(
     seed: Seed = None,
     strategy: Strategy = None,
     out: Annotated[Path | None, typer.Option(help="Run directory. Default: runs/NAME-TIME.")] = None,
-    state: Annotated[Path | None, typer.Option(help="Keep the sites' ledgers here, across runs.")] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="Keep the sites' ledgers and the server's marks here, across runs.")
+    ] = None,
     cap: Annotated[
-        float | None, typer.Option(help="Epsilon cap of every site. Default: the epsilon.")
+        list[str] | None,
+        typer.Option(
+            help="Epsilon cap of every site, or SITE=EPSILON for one; repeat for several. A site that allows "
+            "less than the study's epsilon gets a plan with more noise. Default: the epsilon.",
+        ),
     ] = None,
     runtime: Annotated[str, typer.Option(help="loopback, workers (processes) or ray.")] = "loopback",
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
@@ -85,11 +93,13 @@ def run_scenario(
         raise ConfigurationError(f"unknown runtime {runtime!r}; choose loopback, workers or ray")
     if name not in SCENARIOS:
         raise ConfigurationError(f"unknown scenario {name!r}; choose one of {', '.join(SCENARIOS)}")
+    everyone, caps = parse_caps(cap or [])
     options = runner.Options(
         runtime=runtime,  # type: ignore[arg-type]
         workers=workers,
         state=state,
-        cap=cap,
+        cap=everyone,
+        caps=caps,
         test_noise=test_noise,
     )
     if resume and out is None:
@@ -188,6 +198,33 @@ def adjust(
         search = min(max(1, round(rounds * share)), rounds - 1)
         schedule |= {"search_rounds": search, "final_rounds": rounds - search}
     return validated(StudyConfig, values, "study")
+
+
+def parse_caps(texts: Sequence[str]) -> tuple[float | None, dict[str, float]]:
+    """What `--cap` says: one number for all sites, and numbers for sites by name.
+
+    Args:
+        texts: `EPSILON` at most once, `SITE=EPSILON` at most once for each site.
+
+    Raises:
+        ConfigurationError: an epsilon is not positive and finite, or a site, or all of them, has two.
+    """
+    caps: dict[str, float] = {}
+    for text in texts:
+        name, _, number = text.rpartition("=")
+        try:
+            epsilon = float(number)
+        except ValueError:
+            epsilon = math.nan
+        if not 0.0 < epsilon < math.inf or text.startswith("="):
+            raise ConfigurationError(
+                f"--cap {text!r}: expected EPSILON or SITE=EPSILON with a finite epsilon > 0, as in "
+                "--cap 3 --cap hospital-2=1"
+            )
+        if name in caps:
+            raise ConfigurationError(f"--cap is there twice for {name or 'every site'}; give one epsilon")
+        caps[name] = epsilon
+    return caps.pop("", None), caps
 
 
 ARCHITECTURE_SHARE = 0.05

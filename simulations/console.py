@@ -72,7 +72,7 @@ def show(path: Path, outcome: Mapping[str, Any]) -> None:
     """Print the tables of a finished run on standard output."""
     out = Console()
     out.print(tier_table(outcome))
-    out.print(site_table(path))
+    out.print(site_table(path, outcome["result"]))
     for entry in outcome["refused"]:
         out.print(f"[yellow]refused[/] {entry['site']}: {entry['reason']}")
     out.print(f"run directory: {path}", highlight=False)
@@ -103,19 +103,26 @@ def tier_table(outcome: Mapping[str, Any]) -> Table:
     return table
 
 
-def site_table(path: Path) -> Table:
-    """One line a site: what its own ledger says it has spent, and whether the file holds together."""
+def site_table(path: Path, result: Mapping[str, Any]) -> Table:
+    """One line a site: what its own ledger says it has spent, and whether the file holds together.
+
+    Sites stand side by side, with their maximum: a record is at one site, so nothing is added up or averaged.
+    """
     table = Table(title="privacy: add or remove one record, recomputed from each site's ledger")
     table.add_column("site")
-    for name in ("epsilon claimed", "epsilon charged", "cap", "delta", "entries", "ledger"):
+    for name in ("this run", "epsilon claimed", "epsilon charged", "cap", "delta", "entries", "ledger"):
         table.add_column(name, justify="right")
     statements = site_statements(path)
+    worst = 0.0
     for site, statement in statements.items():
         seeded = statement.non_private and statement.nominal_claimed_epsilon < float("inf")
         claimed = statement.nominal_claimed_epsilon if seeded else statement.claimed_epsilon
+        worst = max(worst, claimed)
+        planned = result["sites"].get(site)
         charged = max(spend.nominal_charged_epsilon for spend in statement.streams)
         table.add_row(
             site,
+            "-" if planned is None else f"{planned['epsilon']:.4f}",
             f"{claimed:.4f}" + (" (nominal)" if seeded else ""),
             f"{charged:.4f}",
             f"{statement.cap.epsilon:g}",
@@ -123,6 +130,7 @@ def site_table(path: Path) -> Table:
             str(statement.entries),
             "[green]verified[/]",
         )
+    table.caption = f"each site's records have its own epsilon; the largest is {worst:.4f}"
     if any(statement.non_private for statement in statements.values()):
         table.caption = "[red]NOT PRIVATE: epsilon is infinite (seeded test noise, or none)[/]"
     return table

@@ -4,9 +4,9 @@ import platform
 import shutil
 import subprocess
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -44,8 +44,10 @@ class Options:
     Args:
         runtime: `loopback` (this process), `workers` (processes here), or `ray` (through `flwr run`).
         workers: number of worker processes.
-        state: folder of the sites' ledgers, kept across runs; None keeps them in the run directory.
+        state: folder of the sites' ledgers and of the server's marks, kept across runs; None keeps them in
+            the run directory.
         cap: epsilon cap of every site; None is the study's own epsilon.
+        caps: by name, the epsilon caps of sites with another one.
         test_noise: draw noise from the seeded test generator: reproducible, and not private.
     """
 
@@ -53,6 +55,7 @@ class Options:
     workers: int = 2
     state: Path | None = None
     cap: float | None = None
+    caps: Mapping[str, float] = field(default_factory=dict)
     test_noise: bool = False
 
 
@@ -77,14 +80,14 @@ def start(scenario: Scenario, study: StudyConfig, path: Path, options: Options) 
             f"{path} is there and not empty; pass --resume to continue a run, or choose another folder"
         )
     data = scenario.load()
-    check(data, study)
-    cap = _cap(study, options)
+    cap, caps = _caps(study, data, options)
+    check(data, study, {site.name: caps.get(site.name, cap) for site in data.sites})
     existed = path.exists()
     run = f"test-{study.name}-{study.seed}" if options.test_noise else uuid.uuid4().hex
     with _draft(path) as draft:
         create_run(draft, study, run=run, about=about(scenario, data, options))
         test_seed = study.seed if options.test_noise else None
-        for site in prepare(data, draft, state=options.state, cap=cap, test_seed=test_seed):
+        for site in prepare(data, draft, state=options.state, cap=cap, caps=caps, test_seed=test_seed):
             load_records(load_site(site), study.data)
         np.savez(draft / "public_test.npz", x=data.test_x, y=data.test_y)
     try:
@@ -117,22 +120,58 @@ def resume(path: Path, options: Options, *, scenario: str) -> dict[str, Any]:
 
     Args:
         path: the run directory.
-        options: how to run what is left; ledgers, caps and noise stay those of the run.
+        options: how to run what is left. Ledgers, caps and noise are the run's own: options that name them
+            must name the same.
         scenario: the name of the run's scenario.
 
     Raises:
         RunDirectoryError: the folder is not a run, or of another scenario.
+        ConfigurationError: the run began with other ledgers, caps or noise.
     """
     manifest = RunDirectory(path).read("run.json")
     if manifest.get("scenario") != scenario:
         raise RunDirectoryError(f"{path} is a run of {manifest.get('scenario')!r}, not of {scenario!r}")
     if not isinstance(manifest.get("num_sites"), int) or not isinstance(manifest.get("refused"), list):
         raise RunDirectoryError(f"{path}/run.json is incomplete; the run cannot go on from here")
+    _check_unchanged(path, options)
     return _execute(path, options, resume=True)
 
 
-def check(data: ScenarioData, study: StudyConfig) -> None:
+def _check_unchanged(path: Path, options: Options) -> None:
+    """Refuse options of a resumed run that its sites do not have, rather than ignore them."""
+    sites = {config.name: config for config in load_sites(path)}
+    _check_names(options, sites)
+    for name, config in sites.items():
+        cap = options.caps.get(name, options.cap)
+        if cap is not None and cap != config.epsilon:
+            raise ConfigurationError(
+                f"the run in {path} began with a cap of {config.epsilon:g} at {name}, which --cap cannot "
+                "change now; leave it out"
+            )
+        if options.test_noise and config.test_seed is None:
+            raise ConfigurationError(
+                f"the run in {path} began without --test-noise, which cannot change now; leave it out"
+            )
+        if options.state is not None and not config.ledger.is_relative_to(options.state.resolve()):
+            raise ConfigurationError(
+                f"the run in {path} keeps the ledger of {name} at {config.ledger}, which --state cannot "
+                "change now; leave it out"
+            )
+
+
+def _check_names(options: Options, sites: Collection[str]) -> None:
+    unknown = sorted(set(options.caps) - set(sites))
+    if unknown:
+        raise ConfigurationError(f"--cap names the site {unknown[0]!r}; the sites are {', '.join(sites)}")
+
+
+def check(data: ScenarioData, study: StudyConfig, caps: Mapping[str, PrivacyBudget]) -> None:
     """Find what is wrong with a study on these sites before anything is written or spent.
+
+    Args:
+        data: a loaded scenario.
+        study: what is to run on it.
+        caps: the budget of each site, by name.
 
     Raises:
         FednasError: a device that nothing fits, a delta that is too large, too few sites.
@@ -145,8 +184,8 @@ def check(data: ScenarioData, study: StudyConfig) -> None:
                 site=site.name,
                 dataset=f"{data.name}/{site.name}",
                 declared_size=site.declared_size,
-                epsilon_cap=study.privacy.epsilon,
-                delta=study.privacy.delta,
+                epsilon_cap=caps[site.name].epsilon,
+                delta=caps[site.name].delta,
                 device=site.device,
             ),
         )
@@ -157,10 +196,14 @@ def check(data: ScenarioData, study: StudyConfig) -> None:
 
 def about(scenario: Scenario, data: ScenarioData, options: Options) -> Mapping[str, Any]:
     """What a reader of a run should know beside its study."""
+    # Seeded runs of one seed have one name: the second gets the stored replies of the first, which marks of
+    # both would take for an older copy of the ledgers.
+    shared = options.state if not options.test_noise else None
     return {
         "scenario": scenario.name,
         "refused": [{"site": site, "reason": reason} for site, reason in data.refused],
         "num_sites": len(data.sites),
+        "marks": None if shared is None else str(shared.resolve() / "marks.json"),
         "runtime": options.runtime,
         "test_noise": options.test_noise,
         "versions": {name: version(name) for name in PACKAGES},
@@ -219,10 +262,12 @@ def site_statements(path: Path) -> dict[str, SpendStatement]:
 def _execute(path: Path, options: Options, *, resume: bool) -> dict[str, Any]:
     directory = RunDirectory(path)
     if not (path / "result.json").exists():
-        num_sites = int(directory.read("run.json")["num_sites"])
+        manifest = directory.read("run.json")
+        num_sites = int(manifest["num_sites"])
         run_config: dict[str, str | int | float | bool] = {
             "run-dir": str(path.resolve()),
             "sites-dir": str((path / "sites").resolve()),
+            "marks-file": str(manifest.get("marks") or ""),
             "resume": resume,
         }
         if options.runtime == "ray":
@@ -240,7 +285,15 @@ def _execute(path: Path, options: Options, *, resume: bool) -> dict[str, Any]:
         raise RunDirectoryError(
             f"the results in {path} are corrupt; delete result.json and oracle.json, then pass --resume"
         )
-    return {"result": result, "oracle": found, "refused": read_json(path / "run.json")["refused"]}
+    refused = [*read_json(path / "run.json")["refused"], *_refused(result)]
+    return {"result": result, "oracle": found, "refused": refused}
+
+
+def _refused(result: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The sites that took no part, or not to the end, and the constant code that says why."""
+    codes = {name: entry.get("refused") for name, entry in result.get("sites", {}).items()}
+    codes |= result.get("left_out", {})
+    return [{"site": name, "reason": code} for name, code in sorted(codes.items()) if code]
 
 
 def _run_here(run_config: Mapping[str, Any], num_sites: int, options: Options) -> None:
@@ -265,15 +318,34 @@ def _run_here(run_config: Mapping[str, Any], num_sites: int, options: Options) -
             open_site.cache_clear()  # closes the ledgers, and the next run may use the same folder
 
 
-def _cap(study: StudyConfig, options: Options) -> PrivacyBudget:
-    if study.privacy.non_private:
-        return PrivacyBudget.non_private(delta=study.privacy.delta)
-    cap = study.privacy.epsilon if options.cap is None else options.cap
-    if cap < study.privacy.epsilon and options.state is None:
+def _caps(
+    study: StudyConfig, data: ScenarioData, options: Options
+) -> tuple[PrivacyBudget, Mapping[str, PrivacyBudget]]:
+    """What every site allows, and what those allow that were named.
+
+    A site whose cap is below the study's epsilon takes part with a plan of its own. A study without privacy
+    asks for more than any cap allows: a site with one refuses it.
+
+    Raises:
+        ConfigurationError: an unknown name, a cap out of its bounds, or one at every site of a study without
+            privacy.
+    """
+    _check_names(options, [site.name for site in data.sites])
+    privacy = study.privacy
+    if privacy.non_private and options.cap is not None:
         raise ConfigurationError(
-            f"a cap of {cap} is below the study's epsilon {study.privacy.epsilon}: no site could take part"
+            "--cap for every site and --non-private contradict each other: a site with a cap refuses a study "
+            "without noise; leave one of them out"
         )
-    return PrivacyBudget(epsilon=cap, delta=study.privacy.delta)
+    cap = privacy.budget if options.cap is None else _budget(options.cap, privacy.delta, "every site")
+    return cap, {name: _budget(epsilon, privacy.delta, name) for name, epsilon in options.caps.items()}
+
+
+def _budget(epsilon: float, delta: float, whose: str) -> PrivacyBudget:
+    try:
+        return PrivacyBudget(epsilon=epsilon, delta=delta)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"--cap of {whose}: {error}") from error
 
 
 def _commit() -> str:

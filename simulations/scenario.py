@@ -139,6 +139,7 @@ def prepare(
     *,
     state: Path | None = None,
     cap: PrivacyBudget,
+    caps: Mapping[str, PrivacyBudget] | None = None,
     test_seed: int | None = None,
 ) -> list[Path]:
     """Write every site as its own folder, as a real site would hold it.
@@ -148,14 +149,17 @@ def prepare(
         directory: folder of the simulation; sites go to `directory/sites/site-<k>/{site.toml,data.npz}`.
         state: folder of the ledgers, which then survive the simulation; None keeps each in its site's folder.
         cap: the budget of every site.
+        caps: by name, the budgets of sites with another one.
         test_seed: seed of test noise; makes every spend non-private.
 
     Returns:
         The paths of the `site.toml` files, in the order of the sites.
 
     Raises:
-        ConfigurationError: the cap's delta is above 1 / declared size of a site.
+        ConfigurationError: a cap's delta is above 1 / declared size of its site.
     """
+    budgets = {site.name: cap for site in data.sites} | dict(caps or {})
+    assert len(budgets) == len(data.sites), "whoever names a site has checked the name"
     paths: list[Path] = []
     for number, site in enumerate(data.sites):
         folder = directory / "sites" / f"site-{number}"
@@ -169,9 +173,9 @@ def prepare(
             dataset=f"{data.name}/{site.name}",
             data=Path("data.npz"),
             declared_size=site.declared_size,
-            epsilon=cap.epsilon,
-            delta=cap.delta,
-            non_private=not cap.is_private,
+            epsilon=budgets[site.name].epsilon,
+            delta=budgets[site.name].delta,
+            non_private=not budgets[site.name].is_private,
             ledger=ledger.resolve(),
             test_seed=test_seed,
             device=site.device,

@@ -54,7 +54,7 @@ def test_verify_recomputes_every_ledger_of_a_run(
 ) -> None:
     assert call(monkeypatch, "ledger", "verify", str(run), "--json") == 0
     rows = json.loads(capfd.readouterr().out)
-    plan = PrivacyPlan.from_json(json.loads((run / "plan.json").read_text())["canonical"])
+    plan = PrivacyPlan.from_json(json.loads((run / "plan.json").read_text())["plans"][0]["canonical"])
     assert len(rows) == tiny.NUM_SITES
     for row in rows:
         claimed = {s["stream"]: s["claimed_epsilon"] for s in row["streams"]}
@@ -111,7 +111,7 @@ def test_plan_shows_the_run_s_own_plan_or_another_epsilon(
 ) -> None:
     assert call(monkeypatch, "plan", str(run), "--json") == 0
     shown = json.loads(capfd.readouterr().out)
-    assert shown["id"] == json.loads((run / "plan.json").read_text())["id"]
+    assert shown["id"] == json.loads((run / "plan.json").read_text())["plans"][0]["id"]
     assert (
         call(monkeypatch, "plan", str(run / "study.toml"), "--epsilon", "1", "--sites", "60", "--json") == 0
     )

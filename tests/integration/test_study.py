@@ -1,6 +1,5 @@
 """Whole studies on real sites with real ledgers: resumed, spied on, and charged."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -152,19 +151,9 @@ def test_a_site_that_dies_more_often_than_it_can_spare_is_out_and_the_others_go_
     assert total["search"] <= schedule.search_steps
 
 
-def test_a_site_below_the_plan_is_retired_and_spends_nothing(tmp_path: Path) -> None:
-    path = tiny.make_run(tmp_path / "run", tiny.study())
-    poor = path / "sites" / "site-1" / "site.toml"
-    poor.write_text(poor.read_text().replace("epsilon = 3.0", "epsilon = 1.0"))
-    completed = whole(path)
-    first = json.loads((path / "rounds" / "00001.json").read_text())["sites"]
-    assert first["bravo"]["outcome"] == "BUDGET_EXHAUSTED"
-    assert charged(tiny.ledger_files(path)["bravo"])[0] == {}
-    assert set(completed.coordinator.chosen) == {"small", "large"}
-
-
 def test_when_no_site_can_afford_the_plan_the_study_ends_before_it_begins(tmp_path: Path) -> None:
-    path = tiny.make_run(tmp_path / "run", tiny.study(), cap=2.5)
+    path = tiny.make_run(tmp_path / "run", tiny.study())
+    tiny.exhaust(path, tiny.study())
     with pytest.raises(BudgetExceededError, match="every site refused"):
         whole(path)
     assert not (path / "checkpoints").exists()

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,25 +16,40 @@ from fednas.privacy.allowance import READS, Allowance
 from fednas.privacy.events import Gaussian, PoissonGaussian
 from fednas.privacy.ledger import Arrays
 from fednas.privacy.plan import PrivacyPlan
-from fednas.wire import SiteFacts, Task, decode_task, encode_facts
+from fednas.privacy.signing import Signer
+from fednas.wire import Refusal, SiteFacts, Task, decode_task, encode_facts, encode_refusal
+from server.agreement import Agreement, store
 from server.app import conduct
-from server.checkpoint import create_run, write_json
+from server.checkpoint import RunDirectory, create_run
 from server.report import Completed
 from simulations.loopback import InProcessGrid
 from tests.simulations import tiny
 
-PLAN = PrivacyPlan(
-    budget=tiny.study().privacy.budget,
-    proportions=tuple(tiny.study().privacy.proportions.items()),
-    allowances=tuple(
-        Allowance(name=name, streams=READS[name], event=event, clip_norm=1.0)
-        for name, event in (
-            ("fitness", Gaussian(noise_multiplier=5.0, releases=1)),
-            ("final", PoissonGaussian(sampling_probability=0.2, noise_multiplier=2.0, steps=1)),
-        )
-    ),
+EVENTS = (
+    ("search", PoissonGaussian(sampling_probability=0.2, noise_multiplier=2.0, steps=1)),
+    ("alphas", PoissonGaussian(sampling_probability=0.2, noise_multiplier=3.0, steps=1)),
+    ("fitness", Gaussian(noise_multiplier=5.0, releases=1)),
+    ("final", PoissonGaussian(sampling_probability=0.2, noise_multiplier=2.0, steps=1)),
 )
+
+
+def plan(noise: float = 1.0) -> PrivacyPlan:
+    """A plan with so many times the noise of `PLAN`."""
+    events = [(name, replace(e, noise_multiplier=noise * e.noise_multiplier)) for name, e in EVENTS]
+    return PrivacyPlan(
+        budget=tiny.study().privacy.budget,
+        proportions=tuple(tiny.study().privacy.proportions.items()),
+        allowances=tuple(
+            Allowance(name=name, streams=READS[name], event=event, clip_norm=1.0) for name, event in events
+        ),
+    )
+
+
+PLAN = plan()
 """Stub sites check no plan, and calibrating one for every study would take most of the time."""
+
+ENTRIES = 10_000
+"""Of a stub's ledger at the greeting: more than any of its answers."""
 
 Reply = Callable[[str, Task], RecordDict]
 
@@ -49,16 +64,45 @@ def facts(study: StudyConfig, tiers: Mapping[str, str] = tiny.TIERS) -> tuple[Si
             epsilon_cap=study.privacy.epsilon,
             delta=study.privacy.delta,
             device=tiny.device(tier),
+            signer=signer(name).public_key,
+            entries=ENTRIES,
+            head=digest(name, "greeting"),
         )
         for name, tier in tiers.items()
     )
 
 
-def pack(arrays: Arrays) -> RecordDict:
-    """A reply in the form of the wire; a real site can only make one from a `Released`."""
-    manifest = json.dumps({"operation": "0", "head": "0" * 64})
+def signer(site: str) -> Signer:
+    """The key of a stub's ledger."""
+    return Signer(site.encode())
+
+
+def digest(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def pack(
+    site: str, task: Task, arrays: Arrays, *, entries: int | None = None, key: Signer | None = None
+) -> RecordDict:
+    """A reply in the form of the wire; a real site can only make one from a `Released`.
+
+    Args:
+        site: who answers.
+        task: what was asked.
+        arrays: what is sent.
+        entries: of the ledger with this reply; by default ten for every round so far.
+        key: of the ledger, by default the site's own.
+    """
+    head, count = digest(site, task.round, task.kind), 10 * task.round if entries is None else entries
+    manifest = {
+        "operation": "0",
+        "head": head,
+        "entries": count,
+        "signature": (key or signer(site)).sign(f"tiny/{site}", count, head),
+    }
     flat = Array(np.frombuffer(save(arrays), dtype=np.uint8))
-    return RecordDict({"manifest": ConfigRecord({"json": manifest}), "data": ArrayRecord({"flat": flat})})
+    content = ConfigRecord({"json": json.dumps(manifest)})
+    return RecordDict({"manifest": content, "data": ArrayRecord({"flat": flat})})
 
 
 def arrays_for(site: str, task: Task) -> Arrays:
@@ -76,7 +120,7 @@ def arrays_for(site: str, task: Task) -> Arrays:
 
 
 def honest(site: str, task: Task) -> RecordDict:
-    return pack(arrays_for(site, task))
+    return pack(site, task, arrays_for(site, task))
 
 
 @dataclass(kw_only=True)
@@ -114,17 +158,52 @@ class Stubs:
         return Message(self.reply(site, task), reply_to=message)
 
 
-def folder(path: Path, study: StudyConfig) -> Path:
-    """A run directory for stub sites: nothing in it but a study and a plan."""
+def folder(path: Path, study: StudyConfig, plans: Mapping[str, PrivacyPlan] | None = None) -> Path:
+    """A run directory for stub sites: nothing in it but a study and plans, by default `PLAN` for all."""
     create_run(path, study, run="run", about={})
-    write_json(path / "plan.json", {"canonical": PLAN.to_json()})
+    known = {fact.site: fact for fact in facts(study)}
+    agreed = dict.fromkeys(known, PLAN) if plans is None else plans
+    store(RunDirectory(path), Agreement(num_tiers=len(set(tiny.TIERS)), plans=agreed, facts=known))
     return path
 
 
-def run(stubs: Stubs, path: Path, *, resume: bool = False) -> Completed:
+def run(stubs: Stubs, path: Path, *, resume: bool = False, marks_file: Path | None = None) -> Completed:
     """Conduct the study of a run directory with stub sites."""
-    return conduct(stubs.grid(), path, resume=resume)
+    return conduct(stubs.grid(), path, resume=resume, marks_file=marks_file)
 
 
 def kinds(tasks: Iterable[tuple[str, Task]], site: str) -> list[str]:
     return [task.kind for name, task in tasks if name == site]
+
+
+class Killed(BaseException):
+    """Ends a run at once, as a signal would."""
+
+
+def when(condition: Callable[[str, Task], bool], then: Reply) -> Reply:
+    """Answer honestly but where the condition holds."""
+    return lambda site, task: then(site, task) if condition(site, task) else honest(site, task)
+
+
+def refuse(code: Refusal) -> Reply:
+    return lambda site, task: encode_refusal(code)
+
+
+def outcomes(path: Path, round_number: int) -> dict[str, str]:
+    """What became of each site in a round."""
+    record = json.loads((path / "rounds" / f"{round_number:05d}.json").read_text())
+    return {site: entry["outcome"] for site, entry in record["sites"].items()}
+
+
+def same(left: Completed, right: Completed) -> bool:
+    """Equal to the last bit: the weights, the choices, and the released fitness."""
+    files = []
+    for completed in (left, right):
+        file = completed.directory.path / "weights.safetensors"
+        completed.coordinator.supernet.save(file)
+        files.append(file.read_bytes())
+    return (
+        files[0] == files[1]
+        and left.coordinator.chosen == right.coordinator.chosen
+        and left.coordinator.fitness == right.coordinator.fitness
+    )

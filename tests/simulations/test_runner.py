@@ -78,8 +78,10 @@ def test_what_a_power_cut_left_of_a_start_is_no_obstacle(tmp_path: Path, origina
 
 def test_an_empty_folder_may_become_a_run_and_stays_when_the_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
+    earlier = tiny.make_run(tmp_path / "earlier", tiny.study(), state=tmp_path / "state")
+    tiny.exhaust(earlier, tiny.study())
     with pytest.raises(FednasError, match="every site refused"):
-        start(tmp_path / "run", cap=1.0, state=tmp_path / "state")
+        start(tmp_path / "run", state=tmp_path / "state")
     assert list((tmp_path / "run").iterdir()) == []
     for ledger in (tmp_path / "state").rglob("*.sqlite"):
         assert charged(ledger)[0] == {}
@@ -176,9 +178,12 @@ def test_ray_and_loopback_end_in_the_same_files(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_that_every_site_refuses_is_the_same_line_on_ray(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "simulations", "run", "digits", "--rounds", "4", "--cap", "1"]
+    command = [sys.executable, "-m", "simulations", "run", "digits", "--rounds", "4"]
+    first = [*command, "--state", str(tmp_path / "first"), "--out", str(tmp_path / "spends")]
+    subprocess.run(first, cwd=ROOT, check=True, capture_output=True, timeout=300)
     lines = []
     for runtime in ("loopback", "workers", "ray"):
+        shutil.copytree(tmp_path / "first", tmp_path / runtime)
         places = ["--out", str(tmp_path / "run"), "--state", str(tmp_path / runtime), "--runtime", runtime]
         done = subprocess.run(
             [*command, *places], cwd=ROOT, check=False, capture_output=True, text=True, timeout=300

@@ -14,10 +14,14 @@ from fednas.config import (
     StudyConfig,
     TrainingSection,
     load_site,
+    load_sites,
     validated,
 )
 from fednas.devices import DeviceProfile
 from fednas.privacy.budget import PrivacyBudget
+from fednas.privacy.ledger import PrivacyLedger
+from fednas.privacy.plan import PrivacyPlan
+from fednas.schedule import release_schedule
 from server.checkpoint import create_run
 from simulations.runner import Options
 from simulations.scenario import Scenario, ScenarioData, SiteData, prepare
@@ -93,18 +97,44 @@ def scenario() -> Scenario:
     )
 
 
-def make_run(path: Path, config: StudyConfig, *, seed: int | None = 0, cap: float | None = None) -> Path:
+def make_run(
+    path: Path,
+    config: StudyConfig,
+    *,
+    seed: int | None = 0,
+    cap: float | None = None,
+    caps: Mapping[str, float] | None = None,
+    run: str = "test-tiny",
+    state: Path | None = None,
+) -> Path:
     """A run directory with its sites; test noise unless `seed` is None."""
-    create_run(
-        path, config, run="test-tiny", about={"scenario": "tiny", "num_sites": NUM_SITES, "refused": []}
-    )
+    create_run(path, config, run=run, about={"scenario": "tiny", "num_sites": NUM_SITES, "refused": []})
     budget = config.privacy.budget
     if cap is not None:
         budget = PrivacyBudget(epsilon=cap, delta=config.privacy.delta)
-    prepare(data(), path, cap=budget, test_seed=seed)
+    own = {name: PrivacyBudget(epsilon=e, delta=config.privacy.delta) for name, e in (caps or {}).items()}
+    prepare(data(), path, state=state, cap=budget, caps=own, test_seed=seed)
     test = data()
     np.savez(path / "public_test.npz", x=test.test_x, y=test.test_y)
     return path
+
+
+def exhaust(path: Path, config: StudyConfig) -> None:
+    """Let an earlier run spend what every site of a run allows."""
+    for site in load_sites(path):
+        plan = PrivacyPlan.calibrate(
+            budget=site.cap,
+            proportions=config.privacy.proportions,
+            schedule=release_schedule(config, len(BYTES)),
+        )
+        with PrivacyLedger.open(
+            site.ledger,
+            dataset=site.dataset,
+            cap=site.cap,
+            test_seed=site.test_seed,
+            declaration=site.declaration,
+        ) as ledger:
+            ledger.open_plan("earlier", plan)
 
 
 def ledger_files(path: Path) -> dict[str, Path]:

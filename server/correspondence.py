@@ -1,0 +1,177 @@
+"""Ask the sites: take what is signed and newer than what was seen before, remember who is out."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, final
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from fednas.config import FederationSection
+from fednas.errors import BudgetExceededError, ExchangeError, LedgerRolledBackError
+from fednas.wire import Answer, Refusal, Task, check_answer, check_signature, decode, encode_task
+from server.cohort import Member
+from server.exchange import exchange
+from server.marks import Mark, Marks, check_answered
+
+_log = logging.getLogger("fednas.server")
+
+_MESSAGE = {"train": "train", "final": "train", "evaluate": "evaluate"}
+
+
+@final
+class Correspondence:
+    """One study's questions to its sites, over any Flower grid.
+
+    Args:
+        grid: where the sites are.
+        members: the sites of the study; who is away now is not asked.
+        federation: deadline and quorum.
+        marks: where each ledger was last seen.
+        repeats: the first round may have been asked before, by a server that then stopped.
+
+    Guarantees:
+        - An answer is handed out only once the mark that it moved is durable.
+        - A ledger that went back does not take part again before a later start finds it whole.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        members: Sequence[Member],
+        federation: FederationSection,
+        marks: Marks,
+        repeats: bool,
+    ) -> None:
+        self._grid = grid
+        self._members = tuple(members)
+        self._federation = federation
+        self._marks = marks
+        self._repeats = repeats
+        self._away = {member.facts.site: member.away for member in members if member.away}
+        self._retired: dict[str, str] = {}
+        self._answered: dict[str, int] = {}  # site -> entries of its ledger at its last answer
+
+    @property
+    def refused(self) -> Mapping[str, str]:
+        """Who does not take part any more, by name, and the constant code that says why."""
+        return {**self._away, **self._retired}
+
+    def active(self) -> list[Member]:
+        """The members that are asked, in their order."""
+        refused = self.refused
+        return [member for member in self._members if member.facts.site not in refused]
+
+    def ask(self, tasks: Mapping[Member, Task]) -> tuple[dict[Member, Answer], dict[str, Any]]:
+        """Send tasks; return the valid answers in the order of the tasks, and what became of each site.
+
+        Raises:
+            BudgetExceededError: no site has any budget left.
+            ExchangeError: fewer sites than the quorum answered, or none is left for other reasons.
+            RunDirectoryError: the marks cannot be kept.
+        """
+        members = {member.node: member for member in tasks}
+        answers: dict[Member, Answer] = {}
+        sites: dict[str, Any] = {}
+
+        def receive(node: int, reply: Message) -> None:
+            member = members[node]
+            found = self._read(member, tasks[member], reply)
+            if isinstance(found, Refusal):
+                sites[member.facts.site] = {"outcome": found.value}
+                return
+            answers[member] = found
+            sites[member.facts.site] = {"outcome": "ok", "head": found.head, "entries": found.entries}
+
+        outcome = exchange(
+            self._grid,
+            [self._message(member, task) for member, task in tasks.items()],
+            on_reply=receive,
+            deadline_s=self._federation.deadline_s,
+        )
+        for node, code in outcome.failed.items():
+            sites[members[node].facts.site] = {"outcome": code}
+        for node in (*outcome.late, *outcome.rejected, *outcome.skipped):
+            sites[members[node].facts.site] = {"outcome": "LATE"}
+        self._marks.keep({member.facts.dataset: _mark(member, answer) for member, answer in answers.items()})
+        self._check_enough(len(answers), len(tasks), sites)
+        self._repeats = False
+        self._answered |= {member.facts.site: answer.entries for member, answer in answers.items()}
+        return answers, dict(sorted(sites.items()))
+
+    def _message(self, member: Member, task: Task) -> Message:
+        mark = self._marks.of(member.facts.dataset)
+        marked = replace(task, mark="" if mark is None else mark.head)
+        return Message(encode_task(marked), member.node, _MESSAGE[task.kind])
+
+    def _read(self, member: Member, task: Task, reply: Message) -> Answer | Refusal:
+        """A site's answer, once everything about it has been checked, or why there is none.
+
+        Raises:
+            ExchangeError: it is malformed, or not signed by the ledger that the site showed.
+        """
+        site = member.facts.site
+        answer = decode(reply.content)
+        if answer is Refusal.BUDGET_EXHAUSTED:
+            self._retired[site] = answer.value
+        if answer is Refusal.LEDGER_ROLLED_BACK:
+            self._suspend(site, "its ledger has never been where it was seen before")
+        if isinstance(answer, Refusal):
+            return answer
+        check_answer(answer, task)
+        check_signature(answer, member.facts)
+        try:
+            check_answered(
+                self._marks.of(member.facts.dataset),
+                _mark(member, answer),
+                repeats_after=self._answered.get(site, 0) if self._repeats else None,
+            )
+        except LedgerRolledBackError as error:
+            self._suspend(site, str(error))
+            return Refusal.LEDGER_ROLLED_BACK
+        return answer
+
+    def _suspend(self, site: str, reason: str) -> None:
+        self._away[site] = Refusal.LEDGER_ROLLED_BACK.value
+        report_rollback(site, reason)
+
+    def _check_enough(self, answered: int, asked: int, sites: Mapping[str, Mapping[str, Any]]) -> None:
+        if not self.active():
+            codes = set(self.refused.values())
+            if codes == {Refusal.BUDGET_EXHAUSTED.value}:
+                raise BudgetExceededError(
+                    "every site refused: BUDGET_EXHAUSTED; their ledgers hold earlier runs on the same data, "
+                    "and only their owners can raise the cap"
+                )
+            raise ExchangeError(f"no site is left to ask ({', '.join(sorted(codes))}); mend them and resume")
+        if answered < self._federation.quorum * asked:
+            codes = {entry["outcome"] for entry in sites.values() if entry["outcome"] != "ok"}
+            raise ExchangeError(
+                f"{answered} of {asked} sites answered ({', '.join(sorted(codes))}), fewer than the quorum "
+                f"of {self._federation.quorum:.0%}; mend them and resume"
+            )
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint remembers of the sites."""
+        return {"retired": self._retired, "answered": self._answered}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from the state of a checkpoint."""
+        self._retired = {str(site): str(code) for site, code in state["retired"].items()}
+        self._answered = {str(site): int(entries) for site, entries in state["answered"].items()}
+
+
+def report_rollback(site: str, reason: str) -> None:
+    """Say in one line on the server's log that a site is out because its ledger went back."""
+    _log.warning(
+        "%s: %s: %s; it takes no part until its owner restores the newest copy and the run is resumed",
+        site,
+        Refusal.LEDGER_ROLLED_BACK.value,
+        reason,
+    )
+
+
+def _mark(member: Member, answer: Answer) -> Mark:
+    return Mark(signer=member.facts.signer, entries=answer.entries, head=answer.head)
