@@ -36,7 +36,7 @@ FAINT: Final = 0.01
 COARSE: Final = 0.1
 """Standard deviation of a released fitness above which a search hardly tells architectures apart."""
 
-OVERHEAD_BYTES: Final = 2048
+OVERHEAD_BYTES: Final = 2560
 """Of one reply: manifest, signature, array headers and Flower's own envelope, rounded up."""
 
 _SAMPLES: Final = 31  # architectures whose median size stands for the space
@@ -361,8 +361,8 @@ def _warning(verdict: Verdict, weight: float, num_sites: int) -> str:
         )
     if num_sites > 1 and weight < FAINT:
         return (
-            f"its part of every aggregation is {100 * weight:.2g} %: its records pay for next to nothing; "
-            "leave it out, or raise its epsilon"
+            f"less than {FAINT:.0%} of every aggregation: its records pay for next to nothing; leave it out, "
+            "or raise its epsilon"
         )
     return ""
 
