@@ -19,7 +19,6 @@ from fednas.feasibility import (
     OVERHEAD_BYTES,
     NetworkSizes,
     PlannedSite,
-    default_study,
     expected_upload,
     network_sizes,
     noise_share,
@@ -42,6 +41,7 @@ SIZES = {
     "digits": [size for _, size, _ in digits.OFFICES],
 }
 EPSILONS = (1, 3, 8)
+STUDY = SCENARIOS["digits"]().study  # its plans are calibrated once for all tests here
 
 
 def shares(name: str, epsilon: float) -> tuple[float, set[str]]:
@@ -79,7 +79,7 @@ def test_the_noise_share_is_what_noise_does_to_an_averaged_update() -> None:
 
 
 def test_the_share_of_all_sites_is_that_of_their_inverse_variance_average() -> None:
-    study, d = default_study("mlp", (20,), 2), 5000
+    study, d = STUDY, 5000
     sites = [
         (
             PlannedSite(name=str(size), declared_size=size),
@@ -117,17 +117,17 @@ def test_the_thresholds_are_those_of_what_was_measured() -> None:
 
 
 def test_more_records_more_epsilon_or_fewer_parameters_never_make_it_worse() -> None:
-    study = default_study("mlp", (20,), 2)
+    study = STUDY
 
     def share(size: int, epsilon: float, parameters: int) -> float:
         plan = plan_for(study, 3, PrivacyBudget(epsilon=epsilon, delta=1e-5))
         sizes = NetworkSizes(smallest=parameters, typical=parameters, largest=parameters)
         return prospect(study, [(PlannedSite(name="a", declared_size=size), plan)], sizes).sites[0].alone
 
-    base = share(1000, 2.0, 3000)
-    assert share(2000, 2.0, 3000) == pytest.approx(base / 2.0)
-    assert share(1000, 2.0, 750) == pytest.approx(base / 2.0)
-    assert share(1000, 4.0, 3000) < base
+    base = share(1000, 1.0, 3000)
+    assert share(2000, 1.0, 3000) == pytest.approx(base / 2.0)
+    assert share(1000, 1.0, 750) == pytest.approx(base / 2.0)
+    assert share(1000, 3.0, 3000) < base
 
 
 def test_without_noise_everybody_learns_alone() -> None:
@@ -138,7 +138,7 @@ def test_without_noise_everybody_learns_alone() -> None:
 
 
 def test_a_site_whose_weight_is_faint_is_told_so_though_it_can_take_from_the_others() -> None:
-    study = default_study("mlp", (20,), 2)
+    study = STUDY
     plan = plan_for(study, 3, PrivacyBudget(epsilon=3.0, delta=1e-5))
     sites = [(PlannedSite(name=str(n), declared_size=n), plan) for n in (50_000, 500)]
     large, small = prospect(study, sites, network_sizes(study)).sites
