@@ -1,0 +1,1 @@
+"""Benchmarks: what the parts cost on this machine. They print tables and judge nothing."""
