@@ -88,10 +88,7 @@ class LedgerStore:
             return
         with self._translate():
             # Created here, so that SQLite's own files inherit the owner-only mode.
-            existed = path.exists()
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-            if not existed:
-                _sync_folder(path)
             self._connection = sqlite3.connect(
                 path, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False
             )
@@ -105,12 +102,17 @@ class LedgerStore:
         deadline = time.monotonic() + busy_timeout_s
         while True:  # switching to WAL does not wait for a busy file by itself
             try:
-                self._connection.execute("PRAGMA journal_mode=WAL")
+                # All rows: the switch is committed after the first one, and only then fails if the disk does.
+                self._connection.execute("PRAGMA journal_mode=WAL").fetchall()
                 break
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)
+        if self._connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+            raise LedgerError(  # in any other mode a commit may be undone by a power loss
+                f"{self._path} cannot have a write-ahead log; put the ledger on a local disk"
+            )
         self._connection.execute("PRAGMA synchronous=FULL")
         self._connection.execute("BEGIN IMMEDIATE")
         found = [row[0] for row in self._connection.execute("SELECT sql FROM sqlite_master") if row[0]]
@@ -120,6 +122,8 @@ class LedgerStore:
         elif set(found) != set(SCHEMA):
             raise LedgerError(f"{self._path} has other tables or triggers than a ledger; open the right file")
         self._connection.execute("COMMIT")
+        # The names of the file and of its log. SQLite does so too, but goes on when the disk refuses.
+        _sync_folder(self._path)
 
     @contextmanager
     def _translate(self) -> Iterator[None]:
