@@ -69,12 +69,13 @@ class Content:
 
 
 def read(path: Path) -> tuple[Content, list[tuple[Any, ...]]]:
-    """The content and the schema of a closed file, past every class of the ledger.
+    """The content and the schema of a file, past every class of the ledger.
 
     Raises:
         sqlite3.Error: the file is no database.
     """
-    connection = sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)
+    closed = not Path(f"{path}-wal").exists()
+    connection = sqlite3.connect(f"file:{path}?mode=ro" + "&immutable=1" * closed, uri=True)
     try:
         schema = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master").fetchall()
         rows = [Row(*row) for row in connection.execute("SELECT * FROM entries ORDER BY seq")]
@@ -112,13 +113,24 @@ def write(content: Content, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Original:
-    """A ledger of some hundred entries, older copies of its file, and a ledger of another dataset."""
+    """A ledger of some hundred entries, other copies of its file, and a ledger of another dataset.
+
+    Args:
+        path: of the closed file.
+        content: all that can be read in it.
+        schema: likewise.
+        signer: its owner's.
+        snapshots: older copies.
+        dead: the same state as a process that died leaves it: most of it in the write-ahead log.
+        other: a ledger of another dataset.
+    """
 
     path: Path
     content: Content
     schema: list[tuple[Any, ...]]
     signer: Signer
     snapshots: tuple[Path, ...]
+    dead: Path
     other: Path
 
     @property
@@ -127,7 +139,7 @@ class Original:
 
     @classmethod
     def make(cls, folder: Path) -> "Original":
-        path, other, snapshots = folder / "ward", folder / "clinic", []
+        path, dead, other, snapshots = folder / "ward", folder / "dead", folder / "clinic", []
         for index in range(12):
             cap = PrivacyBudget(epsilon=CAP.epsilon + (index in (3, 4)), delta=CAP.delta)
             with PrivacyLedger.open(path, dataset="ward", cap=cap) as ledger:
@@ -142,6 +154,8 @@ class Original:
                 with suppress(BudgetExhaustedError):
                     ledger.open_plan(f"run {index + 2}", GREEDY)
                 signer = Signer(ledger.stream_key)
+                for suffix in ("", "-wal"):
+                    shutil.copyfile(f"{path}{suffix}", f"{dead}{suffix}")
             if index < 11:
                 snapshots.append(Path(shutil.copyfile(path, folder / f"snapshot {index}")))
         with PrivacyLedger.open(other, dataset="clinic", cap=CAP) as ledger:
@@ -149,4 +163,4 @@ class Original:
             for number in range(20):
                 asked = operation(number, run="run 0")
                 ledger.release(asked, charges={"search": 1}, mechanism=noise)
-        return cls(path, *read(path), signer, tuple(snapshots), other)
+        return cls(path, *read(path), signer, tuple(snapshots), dead, other)

@@ -161,6 +161,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def copy(self, target: Path) -> Path:
         """What the disk has now, as another file."""
         for suffix in ("", "-wal", ".key"):
+            Path(f"{target}{suffix}").unlink(missing_ok=True)
             if (source := Path(f"{self.path}{suffix}")).exists():
                 shutil.copyfile(source, f"{target}{suffix}")
         return target
@@ -225,7 +226,8 @@ class LedgerMachine(RuleBasedStateMachine):
                 raise ZeroDivisionError
             return noise(permit) if how != "garbage" else {"update": "text"}  # type: ignore[dict-item]
 
-        error, replied = model.asking(asked, charges), asked.id in model.replies
+        error: type[Exception] | None = model.asking(asked, charges)
+        replied = asked.id in model.replies
         pays = error is None and not replied
         if pays:
             error = {"failure": ZeroDivisionError, "garbage": PrivacyError}.get(how)
@@ -309,9 +311,9 @@ def test_no_sequence_of_operations_overspends() -> None:
 
 @pytest.mark.slow
 def test_no_sequence_of_100_000_overspends() -> None:
-    """Split between processes by FEDNAS_PROOF_PART=i/n; one line of progress for every thousand."""
-    part, parts = map(int, os.environ.get("FEDNAS_PROOF_PART", "0/1").split("/"))
-    for number in range(part, 100, parts):
+    """By thousands; several processes can share them: FEDNAS_PROOF_PART=first:last:step."""
+    first, last, step = map(int, os.environ.get("FEDNAS_PROOF_PART", "0:100:1").split(":"))
+    for number in range(first, last, step):
         start = time.monotonic()
         run(1000, number=1000 + number)
         print(  # noqa: T201 (a proof of an hour says how far it is)
