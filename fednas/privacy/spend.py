@@ -15,7 +15,7 @@ from fednas.privacy.events import Event
 from fednas.privacy.numbers import canonical_json
 from fednas.privacy.plan import STREAMS, PrivacyPlan
 from fednas.privacy.renyi_filter import BudgetExhaustedError, RenyiFilter, StreamsFixedError
-from fednas.privacy.signing import is_signed
+from fednas.privacy.signing import Signer, is_signed
 from fednas.privacy.spend_statement import SpendStatement, StreamSpend
 from fednas.privacy.store import Entry
 
@@ -164,6 +164,11 @@ class Spend:
             raise LedgerError(
                 "the ledger was made with another stream key or test seed: restore its key file; "
                 "a test ledger never becomes a private one, nor the other way round"
+            )
+        if self.signer != Signer(key).public_key:
+            raise LedgerError(
+                "the ledger names another key than its own to sign with: somebody without its key file wrote "
+                "it; restore an intact copy"
             )
         if cap.delta < self.cap.delta:
             raise LedgerError(

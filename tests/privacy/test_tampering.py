@@ -9,15 +9,17 @@ import sqlite3
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from fednas.errors import LedgerError
+from fednas.privacy.ledger import PrivacyLedger
 from fednas.privacy.signing import Signer
 from fednas.privacy.verify import LedgerTampered, verify
 from tests.privacy.ledger_content import Original, altering, read, write
-from tests.privacy.ledgers import SMALL, fill, forbidden, open_ledger, operation
+from tests.privacy.ledgers import CAP, SMALL, fill, forbidden, noise, open_ledger, operation, same
 from tests.privacy.tampering import KINDS, OUTSIDE
 
 Change = Callable[[sqlite3.Connection], object]
@@ -189,17 +191,22 @@ def test_what_a_signature_cannot_prove_needs_a_head_that_somebody_else_kept(path
         verify(path, expected_head=head)
 
 
-def tampered(folder: Path, times: int, *, first: int) -> dict[str, Counter[str]]:
+def copy(original: Original) -> Path:
+    """A closed copy to tamper with, in place of the last one."""
+    path = original.path.with_name("tampered")
+    for suffix in ("-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+    shutil.copyfile(f"{original.path}.key", f"{path}.key")
+    return Path(shutil.copyfile(original.path, path))
+
+
+def tampered(original: Original, times: int, *, first: int) -> dict[str, Counter[str]]:
     """Tamper again and again, each kind in turn; how often each was done, and what found it."""
-    original = Original.make(folder)
     found: dict[str, Counter[str]] = {}
-    path = folder / "tampered"
     for number in range(first, first + times):
         generator = random.Random(number)
         name, change = EVERYTHING[number % len(EVERYTHING)]
-        for suffix in ("-wal", "-shm"):
-            Path(f"{path}{suffix}").unlink(missing_ok=True)
-        shutil.copyfile(original.path, path)
+        path = copy(original)
         change(path, generator, original)
         counter = found.setdefault(name, Counter())
         counter["done"] += 1
@@ -241,6 +248,16 @@ FLIPS = {"flip a bit of the file": flip_the_file, "flip a bit of the log of a de
 EVERYTHING = [*[*FLIPS.items()] * 4, *KINDS.items(), *OUTSIDE.items()]
 
 
+# A ledger holds a reply against its release when it is asked for, so it opens beside such a change.
+REPLIES = {
+    "flip a bit of a reply",
+    "cut the entries, keep the replies",
+    "swap two replies",
+    "drop a reply",
+    "add a reply",
+}
+
+
 def check_all_found(found: dict[str, Counter[str]]) -> None:
     assert found.keys() == {*FLIPS, *KINDS, *OUTSIDE}
     for name, counter in found.items():
@@ -249,19 +266,36 @@ def check_all_found(found: dict[str, Counter[str]]) -> None:
         assert counter[way] > 0
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir=FOLDER) as name:
-        yield Path(name)
+@pytest.fixture(scope="module")
+def original() -> Iterator[Original]:
+    with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
+        yield Original.make(Path(folder))
 
 
-def test_whatever_is_done_is_found(folder: Path) -> None:
-    check_all_found(tampered(folder, 210, first=0))
+def test_whatever_is_done_is_found(original: Original) -> None:
+    check_all_found(tampered(original, 210, first=0))
+
+
+def test_a_ledger_that_others_wrote_on_is_never_opened_and_never_gives_another_reply(
+    original: Original,
+) -> None:
+    with PrivacyLedger.open(original.path, dataset="ward", cap=CAP) as ledger:
+        first = ledger.release(operation(0, run="run 0"), charges={"search": 1}, mechanism=forbidden)
+    for number, name in enumerate((*KINDS, "write it anew under a stranger's key")):
+        path = copy(original)
+        (KINDS | OUTSIDE)[name](path, random.Random(number), original)
+        if name not in REPLIES:
+            with pytest.raises(LedgerError):
+                open_ledger(path)
+            continue
+        with open_ledger(path) as ledger, suppress(LedgerError):
+            again = ledger.release(operation(0, run="run 0"), charges={"search": 1}, mechanism=noise)
+            assert same(again.value, first.value)
 
 
 @pytest.mark.slow
-def test_ten_thousand_times_whatever_is_done_is_found(folder: Path) -> None:
-    found = tampered(folder, 10_000, first=1000)
+def test_ten_thousand_times_whatever_is_done_is_found(original: Original) -> None:
+    found = tampered(original, 10_000, first=1000)
     for name, counter in found.items():
         print(f"{name:50}", *(f"{counter[what]:4} {what}" for what in WAYS), sep="  ")  # noqa: T201
     check_all_found(found)
