@@ -6,13 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fednas.privacy.ledger import Permit
 from fednas.privacy.streams import StreamedRecords
 from fednas.space.layers import Network
+from fednas.supernet.chunks import aligned, chunks, steady_rows
 from fednas.supernet.features import stem_features
 
 _CHUNK = 512
+_PRIVATE_CHUNK = 32
 
 
 def predict(network: torch.nn.Module, x: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -22,10 +25,36 @@ def predict(network: torch.nn.Module, x: NDArray[np.float32]) -> NDArray[np.int6
     return torch.cat(parts).numpy() if parts else np.empty(0, dtype=np.int64)
 
 
+def correct_predictions(network: torch.nn.Module, x: NDArray[np.float32], y: NDArray[np.int64]) -> int:
+    """The number of records whose most likely class is theirs: a sum over records, each judged by itself.
+
+    Args:
+        network: maps float32 records to logits.
+        x: shape (n, ...); n may be 0.
+        y: shape (n,), int64.
+
+    Returns:
+        A count; private.
+
+    Guarantees:
+        - Whether a record counts does not depend on the other records, on their number or on its place.
+    """
+
+    def logits(rows: Tensor, _: Tensor) -> list[Tensor]:
+        return [network(rows)]
+
+    count = 0
+    with torch.no_grad(), aligned(network):
+        size = steady_rows(logits, x.shape[1:], _PRIVATE_CHUNK)
+        for rows, labels, number in chunks(torch.from_numpy(x), torch.from_numpy(y), size):
+            count += int((network(rows).argmax(dim=1) == labels)[:number].sum())
+    return count
+
+
 def noised_counts(networks: Sequence[Network], records: StreamedRecords, permit: Permit) -> NDArray[np.int64]:
     """For each network the noised number of correct predictions on the fitness stream.
 
-    The noise is Gaussian, rounded to the integers.
+    The noise is the discrete Gaussian of sensitivity 1.
 
     Args:
         networks: the candidates; one release of the allowance ``fitness`` is charged for each.
@@ -45,7 +74,7 @@ def noised_counts(networks: Sequence[Network], records: StreamedRecords, permit:
     for network in networks:
         features = stem_features(network, records, permit)
         x, y = features.read(permit, "fitness", features.indices(permit, "fitness"))
-        counts.append(int(np.sum(predict(network.trunk, x) == y)))
+        counts.append(correct_predictions(network.trunk, x, y))
     noised: NDArray[np.int64] = np.array(counts, dtype=np.int64) + permit.entropy.noise(sigma, len(networks))
     return noised
 

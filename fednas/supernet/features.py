@@ -7,20 +7,24 @@ from numpy.typing import NDArray
 from fednas.privacy.ledger import Permit
 from fednas.privacy.streams import StreamedRecords
 from fednas.space.layers import Network
+from fednas.supernet.chunks import steady_rows
 
 
 def stem_features(network: Network, records: StreamedRecords, permit: Permit) -> StreamedRecords:
     """Records as the network's trunk sees them.
 
     A stem has no parameters and treats every record by itself, so its output may be cached for the life of
-    the records and keeps their streams.
+    the records and keeps their streams. Where a record's place among others was seen to change its bits, the
+    records pass one at a time.
     """
     if network.stem_key == "identity":
         return records
 
     def transform(x: NDArray[np.float32]) -> NDArray[np.float32]:
         with torch.no_grad():
-            features: NDArray[np.float32] = network.stem(torch.from_numpy(x)).numpy()
+            size = steady_rows(lambda rows, _: [network.stem(rows)], records.record_shape, len(x))
+            parts = [network.stem(torch.from_numpy(x[i : i + size])) for i in range(0, len(x), size)]
+        features: NDArray[np.float32] = torch.cat(parts).numpy()
         return features
 
     return records.derive(permit, network.stem_key, transform)

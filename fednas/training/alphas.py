@@ -6,10 +6,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from fednas.privacy.grid import noised_sum
+from fednas.privacy.grid import GridSum, noised_sum
 from fednas.privacy.ledger import Permit
 from fednas.privacy.streams import StreamedRecords
 from fednas.space.layers import Network, gates
+from fednas.supernet.chunks import aligned, chunks, steady_rows, suggested_rows
 from fednas.supernet.features import stem_features
 
 
@@ -42,8 +43,8 @@ def architecture_gradient(
         Shape (p,), float64: the averages for the choices of ``jacobian``, sorted by name and concatenated.
 
     Guarantees:
-        - A record's gradient over all logits together is clipped to the allowance's clip norm before anything
-          is summed.
+        - A record's gradient over all logits together is clipped to the allowance's clip norm and rounded to
+          the grid before anything is summed; it depends on that record alone.
         - Only the architecture stream is read; the path was drawn from public randomness before.
         - Only coordinates of choices on the path are released.
     """
@@ -52,28 +53,31 @@ def architecture_gradient(
     candidates = features.indices(permit, "alphas")
     chosen = candidates[permit.entropy.poisson(terms.sampling_probability, len(candidates))]
     names = sorted(jacobian)
-    total = np.zeros(sum(jacobian[name].size for name in names), dtype=np.float64)
-    for start in range(0, len(chosen), micro_batch):
-        x, y = features.read(permit, "alphas", chosen[start : start + micro_batch])
-        slopes = _gate_gradients(network, torch.from_numpy(x), torch.from_numpy(y))
-        rows = np.concatenate([slopes[name][:, None] * jacobian[name] for name in names], axis=1)
-        total += _clip(rows, terms.clip_norm).sum(axis=0)
+    total = GridSum(sum(jacobian[name].size for name in names), clip_norm=terms.clip_norm)
+
+    def slopes(x: Tensor, y: Tensor) -> list[Tensor]:
+        found = _gate_gradients(network, x, y)
+        return [found[name] for name in names]
+
+    with aligned(network.trunk):
+        limit = suggested_rows(terms.sampling_probability * divisor_size, micro_batch)
+        size = steady_rows(slopes, features.record_shape, limit)
+        x, y = features.read(permit, "alphas", chosen)
+        for rows, labels, number in chunks(torch.from_numpy(x), torch.from_numpy(y), size):
+            columns = [slope[:number, None].double().numpy() for slope in slopes(rows, labels)]
+            parts = [column * jacobian[name] for column, name in zip(columns, names, strict=True)]
+            total.add(np.concatenate(parts, axis=1))
     released = noised_sum(
-        total, clip_norm=terms.clip_norm, noise_multiplier=terms.noise_multiplier, entropy=permit.entropy
+        total.units,
+        clip_norm=terms.clip_norm,
+        noise_multiplier=terms.noise_multiplier,
+        entropy=permit.entropy,
     )
     average: NDArray[np.float64] = released / (terms.sampling_probability * divisor_size)
     return average
 
 
-def _clip(rows: NDArray[np.float64], clip_norm: float) -> NDArray[np.float64]:
-    """Mask rows that are not finite, then scale each to a norm of at most ``clip_norm``."""
-    rows = np.where(np.isfinite(rows).all(axis=1, keepdims=True), rows, 0.0)
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    clipped: NDArray[np.float64] = rows * np.minimum(1.0, clip_norm / np.maximum(norms, 1e-12))
-    return clipped
-
-
-def _gate_gradients(network: Network, x: Tensor, y: Tensor) -> dict[str, NDArray[np.float64]]:
+def _gate_gradients(network: Network, x: Tensor, y: Tensor) -> dict[str, Tensor]:
     """The derivative of each record's loss by each gate: shape (batch,) for every choice."""
     trunk = network.trunk
     fixed = {name: p.detach() for name, p in trunk.named_parameters()}
@@ -87,4 +91,4 @@ def _gate_gradients(network: Network, x: Tensor, y: Tensor) -> dict[str, NDArray
         return nn.functional.cross_entropy(logits, label[None], reduction="sum")
 
     slopes = vmap(grad(loss), in_dims=(None, 0, 0))(values, x, y)
-    return {choice: slope.reshape(len(x)).double().numpy() for choice, slope in slopes.items()}
+    return {choice: slope.reshape(len(x)) for choice, slope in slopes.items()}

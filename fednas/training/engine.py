@@ -2,21 +2,25 @@
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Protocol, final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from opacus import GradSampleModule
-from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
+
+from fednas.privacy.grid import GridSum
+from fednas.supernet.chunks import aligned, chunks, steady_rows
+
+_BLOCK = 1 << 18  # numbers at once on their way to the grid: bounds the second copy of gradients
 
 
 class ClippedSum(Protocol):
     """The one private quantity of DP-SGD: a sum over records of gradients clipped jointly to one norm."""
 
-    def clipped_sum(self, x: Tensor, y: Tensor) -> NDArray[np.float64]:
+    def clipped_sum(self, x: Tensor, y: Tensor) -> NDArray[np.int64]:
         """Sum the clipped per-record gradients of the cross-entropy loss.
 
         Args:
@@ -24,11 +28,11 @@ class ClippedSum(Protocol):
             y: shape (batch,), int64.
 
         Returns:
-            Shape (d,), in the order of the module's parameters sorted by name.
+            Shape (d,), int64 in grid units, in the order of the module's parameters sorted by name.
 
         Guarantees:
-            - Adding or removing one record moves the result by at most the clip norm in L2, up to rounding.
-            - A record whose gradient is not finite, or too long for float32, contributes zero.
+            - Adding or removing one record moves the result by at most ``sensitivity(d)`` in L2.
+            - A record whose gradient is not finite contributes zero.
             - An empty batch gives zeros.
         """
         ...
@@ -40,56 +44,66 @@ class ClippedSum(Protocol):
 
 @final
 class OpacusEngine:
-    """Per-record gradients from `GradSampleModule`, clipped by `DPOptimizer`; the noise comes from elsewhere.
+    """Per-record gradients from `GradSampleModule`, clipped and summed by `GridSum`; it adds no noise.
 
-    `make_private` is never called: it would derive sampling rate and divisor from the number of records.
+    `make_private` is never called: it would derive sampling rate and divisor from the number of records. Nor
+    is `DPOptimizer` used: its float32 clip overshoots the bound by 1.2e-6, it sums floats in an order that
+    depends on the batch, and its noise is not ours. A step is that of a plain optimizer.
 
     Args:
-        module: trained in place; every parameter must take part in the forward pass, or Opacus raises.
+        module: trained in place; every parameter must take part in the forward pass, or the sum raises.
         clip_norm: L2 bound of one record's gradient over all parameters together.
         learning_rate: of plain SGD.
         momentum: of plain SGD; its buffer lives as long as the engine.
-        micro_batch: records whose gradients are held in memory at once.
+        micro_batch: rows of a chunk, whose gradients are held in memory at once; chosen without counting.
+
+    Guarantees:
+        - What a record adds is the same bits whatever the other records, their number and its place are: the
+          network sees chunks of one shape only, and single records where that was seen not to be enough.
     """
 
     def __init__(
         self, module: nn.Module, *, clip_norm: float, learning_rate: float, momentum: float, micro_batch: int
     ) -> None:
+        self._hooks = ExitStack()
+        self._hooks.enter_context(aligned(module))
         self._module = GradSampleModule(module, loss_reduction="sum")
         self._parameters = [p for _, p in sorted(module.named_parameters())]
+        self._clip_norm = clip_norm
         self._micro_batch = micro_batch
-        self._optimizer = DPOptimizer(
-            torch.optim.SGD(self._parameters, lr=learning_rate, momentum=momentum),
-            noise_multiplier=0.0,  # the integer grid adds the noise; here is only clipping and summing
-            max_grad_norm=clip_norm,
-            expected_batch_size=None,
-            loss_reduction="sum",
-        )
+        self._chunk: int | None = None
+        self._optimizer = torch.optim.SGD(self._parameters, lr=learning_rate, momentum=momentum)
 
-    def clipped_sum(self, x: Tensor, y: Tensor) -> NDArray[np.float64]:
+    def clipped_sum(self, x: Tensor, y: Tensor) -> NDArray[np.int64]:
         """See `ClippedSum.clipped_sum`."""
-        total = np.zeros(sum(p.numel() for p in self._parameters), dtype=np.float64)
-        for start in range(0, len(x), self._micro_batch):
-            chunk = slice(start, start + self._micro_batch)
-            loss = nn.functional.cross_entropy(self._module(x[chunk]), y[chunk], reduction="sum")
-            with warnings.catch_warnings():
-                # Opacus hooks every layer; the first one's input needs no gradient, which is no mistake.
-                warnings.filterwarnings("ignore", message="Full backward hook is firing")
-                loss.backward()  # type: ignore[no-untyped-call]
-            part = self._clip()
-            # A value that is not finite makes the sum so, unless its record was clipped to nothing.
-            if not bool(part.isfinite().all()):
-                _mask_non_finite(self._parameters)
-                part = self._clip()
-            total += part.double().numpy()
-            self._optimizer.zero_grad(set_to_none=True)
-        return total
+        if self._chunk is None:
+            self._chunk = steady_rows(self._gradients, tuple(x.shape[1:]), self._micro_batch)
+        total = GridSum(sum(p.numel() for p in self._parameters), clip_norm=self._clip_norm)
+        for rows, labels, number in chunks(x, y, self._chunk):
+            gradients = [g.reshape(len(g), -1) for g in self._gradients(rows, labels)]
+            step = max(1, _BLOCK // max(1, sum(g.shape[1] for g in gradients)))
+            for start in range(0, number, step):
+                part = slice(start, min(start + step, number))
+                total.add(torch.cat([g[part] for g in gradients], dim=1).numpy())
+        return total.units
 
-    def _clip(self) -> Tensor:
+    def _gradients(self, x: Tensor, y: Tensor) -> list[Tensor]:
+        """Each record's gradient, shape (batch, ...) for every parameter."""
+        loss = nn.functional.cross_entropy(self._module(x), y, reduction="sum")
+        with warnings.catch_warnings():
+            # Opacus hooks every layer; the first one's input needs no gradient, which is no mistake.
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            loss.backward()  # type: ignore[no-untyped-call]
+        gradients = []
         for parameter in self._parameters:
-            parameter.summed_grad = None  # type: ignore[attr-defined]
-        self._optimizer.clip_and_accumulate()
-        return torch.cat([p.summed_grad.reshape(-1) for p in self._parameters])  # type: ignore[attr-defined]
+            gradient = parameter.grad_sample  # type: ignore[attr-defined]
+            if gradient is None or len(gradient) != len(x):
+                raise ValueError(
+                    "a parameter has no gradient of every record; train only what the loss reads"
+                )
+            gradients.append(gradient)
+            parameter.grad_sample = parameter.grad = None  # type: ignore[attr-defined]
+        return gradients
 
     def apply(self, gradient: NDArray[np.float64]) -> None:
         """See `ClippedSum.apply`."""
@@ -97,12 +111,13 @@ class OpacusEngine:
         parts = torch.split(flat, [p.numel() for p in self._parameters])
         for parameter, part in zip(self._parameters, parts, strict=True):
             parameter.grad = part.reshape(parameter.shape)
-        self._optimizer.original_optimizer.step()
+        self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
     def close(self) -> None:
         """Take the hooks and all that they left off, so that the module is a plain one again."""
         self._module.remove_hooks()
+        self._hooks.close()
         for parameter in self._parameters:
             for name in ("grad_sample", "summed_grad", "_current_grad_sample", "_forward_counter"):
                 parameter.__dict__.pop(name, None)
@@ -127,12 +142,3 @@ def opacus_engine(
         yield engine
     finally:
         engine.close()
-
-
-def _mask_non_finite(parameters: list[nn.Parameter]) -> None:
-    """Zero the whole gradient of every record that has a value which is not finite, in any parameter."""
-    samples: list[Tensor] = [p.grad_sample for p in parameters]  # type: ignore[attr-defined]
-    finite = torch.stack([g.reshape(len(g), -1).isfinite().all(dim=1) for g in samples]).all(dim=0)
-    for parameter, sample in zip(parameters, samples, strict=True):
-        kept = finite.reshape(-1, *[1] * (sample.dim() - 1))
-        parameter.grad_sample = torch.where(kept, sample, 0.0)  # type: ignore[attr-defined]

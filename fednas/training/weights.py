@@ -11,6 +11,7 @@ from fednas.privacy.ledger import Permit
 from fednas.privacy.streams import StreamedRecords
 from fednas.space.layers import Network
 from fednas.supernet import flatten
+from fednas.supernet.chunks import suggested_rows
 from fednas.supernet.features import stem_features
 from fednas.training.engine import opacus_engine
 
@@ -23,7 +24,7 @@ class Optimisation:
         steps: DP-SGD steps to take.
         learning_rate: of plain SGD.
         momentum: of plain SGD, in [0, 1).
-        micro_batch: records held in memory at once; it changes no result beyond rounding.
+        micro_batch: records whose gradients are held in memory at once; it changes no result beyond rounding.
         divisor_size: the declared size of the records that are read; a step divides by this times the plan's
             sampling probability, never by a count.
     """
@@ -68,14 +69,16 @@ def train_weights(
         clip_norm=terms.clip_norm,
         learning_rate=optimisation.learning_rate,
         momentum=optimisation.momentum,
-        micro_batch=optimisation.micro_batch,
+        micro_batch=suggested_rows(
+            terms.sampling_probability * optimisation.divisor_size, optimisation.micro_batch
+        ),
     ) as engine:
         for _ in range(optimisation.steps):
             chosen = candidates[permit.entropy.poisson(terms.sampling_probability, len(candidates))]
             x, y = features.read(permit, allowance, chosen)
-            total = engine.clipped_sum(torch.from_numpy(x), torch.from_numpy(y))
+            units = engine.clipped_sum(torch.from_numpy(x), torch.from_numpy(y))
             released = noised_sum(
-                total,
+                units,
                 clip_norm=terms.clip_norm,
                 noise_multiplier=terms.noise_multiplier,
                 entropy=permit.entropy,

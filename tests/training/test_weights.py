@@ -86,7 +86,7 @@ def slow_training(
         chosen = torch.from_numpy(entropy.poisson(terms.sampling_probability, len(x)))
         rows = record_gradients(network.trunk, features[chosen], torch.from_numpy(y)[chosen])
         grid = terms.clip_norm * GRID_STEP
-        units = np.rint(clipped(rows, terms.clip_norm).sum(axis=0) / grid)
+        units = np.rint(clipped(rows, terms.clip_norm) / grid).sum(axis=0)
         units += entropy.noise(terms.noise_multiplier * sensitivity(len(start)), len(start))
         gradient = units * grid / (terms.sampling_probability * how.divisor_size)
         velocity = how.momentum * velocity + gradient
