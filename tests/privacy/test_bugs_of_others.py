@@ -21,7 +21,7 @@ from fednas.privacy.accounting import epsilon_pld, epsilon_rdp
 from fednas.privacy.budget import PrivacyBudget
 from fednas.privacy.entropy import SecureEntropy, SeededEntropy
 from fednas.privacy.events import Gaussian, PoissonGaussian
-from fednas.privacy.grid import noised_sum
+from fednas.privacy.grid import GRID_STEP, noised_sum, sensitivity
 from fednas.privacy.ledger import Arrays, Permit
 from fednas.privacy.streams import StreamedRecords
 from fednas.privacy.verify import verify
@@ -35,7 +35,17 @@ from tests.integration.spy import weights as final_weights
 from tests.integration.spy import whole
 from tests.privacy.ledgers import SMALL, forbidden, noise, open_ledger, operation, plan_of
 from tests.simulations import tiny
-from tests.training.sites import CHOSEN, MLP, built, drawn, noisy_plan, open_plan, released, streams_of
+from tests.training.sites import (
+    CHOSEN,
+    MLP,
+    built,
+    drawn,
+    noisy_plan,
+    open_plan,
+    record_gradients,
+    released,
+    streams_of,
+)
 
 Vector = NDArray[np.float64]
 DELTA = 1e-5
@@ -107,25 +117,24 @@ def test_each_record_is_clipped_and_not_the_average_of_the_batch() -> None:
     few = 100.0 * generator.standard_normal((8, 4)).astype(np.float32)
     module = torch.nn.Linear(4, 3)
 
-    def of_the_average(x: NDArray[np.float32]) -> Vector:
-        mean = one(x) / len(x)
-        return one(x) * min(1.0, CLIP / float(np.linalg.norm(mean)))
+    def rows(x: NDArray[np.float32]) -> Vector:
+        return record_gradients(module, torch.from_numpy(x), torch.zeros(len(x), dtype=torch.int64))
 
-    def one(x: NDArray[np.float32], clip_norm: float = 1e9) -> Vector:
-        y = torch.zeros(len(x), dtype=torch.int64)
-        with opacus_engine(
-            module, clip_norm=clip_norm, learning_rate=0.1, momentum=0.0, micro_batch=3
-        ) as engine:
-            return engine.clipped_sum(torch.from_numpy(x), y)
+    def of_the_average(x: NDArray[np.float32]) -> Vector:
+        mean: Vector = rows(x).mean(axis=0)
+        return len(x) * mean * min(1.0, CLIP / float(np.linalg.norm(mean)))
 
     def ours(x: NDArray[np.float32]) -> Vector:
-        return one(x, CLIP)
+        y = torch.zeros(len(x), dtype=torch.int64)
+        with opacus_engine(module, clip_norm=CLIP, learning_rate=0.1, momentum=0.0, micro_batch=3) as engine:
+            units = engine.clipped_sum(torch.from_numpy(x), y)
+        return units.astype(np.float64) * (CLIP * GRID_STEP)
 
-    outlier = max((1e4, -1e4), key=lambda factor: float(np.linalg.norm(one(factor * few[:1])))) * few[:1]
+    outlier = max((1e4, -1e4), key=lambda factor: float(np.linalg.norm(rows(factor * few[:1])))) * few[:1]
     more = np.concatenate([few[:4], outlier, few[4:]])
 
     def bounds_one_record(total: Callable[[NDArray[np.float32]], Vector]) -> bool:
-        return float(np.linalg.norm(total(more) - total(few))) <= CLIP * 1.001
+        return float(np.linalg.norm(total(more) - total(few))) <= CLIP * GRID_STEP * sensitivity(15)
 
     assert not bounds_one_record(of_the_average)
     assert bounds_one_record(ours)
@@ -150,7 +159,7 @@ def records(number: int = 40) -> StreamedRecords:
 
 def test_every_coordinate_that_leaves_is_noised_and_not_only_a_part(tmp_path: Path) -> None:
     """DP-FNAS noised the Hessian term of the architecture gradient and left the first-order term bare."""
-    total = np.linspace(-1.0, 1.0, 8)
+    total = np.arange(8, dtype=np.int64)
 
     def one_part(number: int) -> Vector:
         entropy = SecureEntropy()
@@ -194,7 +203,7 @@ def test_nothing_is_released_that_no_accountant_saw(tmp_path: Path) -> None:
 
     def unaccounted() -> float:
         for _ in range(10):
-            noised_sum(np.zeros(4), clip_norm=CLIP, noise_multiplier=1.0, entropy=SecureEntropy())
+            noised_sum(np.zeros(4, np.int64), clip_norm=CLIP, noise_multiplier=1.0, entropy=SecureEntropy())
         return 0.0
 
     def ours() -> float:
@@ -319,7 +328,9 @@ def test_noise_grows_with_the_clip_norm() -> None:
 
     def ours(clip_norm: float) -> Vector:
         entropy = SeededEntropy(0, "noise")
-        return noised_sum(np.zeros(1000), clip_norm=clip_norm, noise_multiplier=1.0, entropy=entropy)
+        return noised_sum(
+            np.zeros(1000, np.int64), clip_norm=clip_norm, noise_multiplier=1.0, entropy=entropy
+        )
 
     def covers_the_clip(release: Callable[[float], Vector]) -> bool:
         return all(np.std(release(clip_norm)) > 0.9 * clip_norm for clip_norm in (0.01, 1.0, 100.0))
