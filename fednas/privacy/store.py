@@ -122,6 +122,9 @@ class LedgerStore:
         elif set(found) != set(SCHEMA):
             raise LedgerError(f"{self._path} has other tables or triggers than a ledger; open the right file")
         self._connection.execute("COMMIT")
+        # What a process left behind, its last sync having failed, may be in the cache only: write it anew.
+        if self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()[0][0]:
+            raise LedgerError(f"{self._path} stays busy; try again when fewer processes use it")
         # The names of the file and of its log. SQLite does so too, but goes on when the disk refuses.
         _sync_folder(self._path)
 
