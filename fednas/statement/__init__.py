@@ -1,0 +1,74 @@
+"""The statement that a data protection officer reads: regenerated, bit for bit, from a ledger file alone."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fednas.errors import ConfigurationError
+from fednas.privacy.numbers import canonical_json
+from fednas.statement.account import read_account
+from fednas.statement.document import compose
+from fednas.statement.page import render
+
+__all__ = ["Statement", "compose", "read_account", "render", "state", "write"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statement:
+    """A statement in both of its forms.
+
+    Args:
+        dataset: whose it is.
+        document: canonical JSON, ASCII, with a newline at its end.
+        page: one self-contained HTML page, UTF-8.
+    """
+
+    dataset: str
+    document: bytes
+    page: bytes
+
+
+def state(ledger: Path) -> Statement:
+    """Make the statement of a ledger.
+
+    Args:
+        ledger: the file; it is only read, and verified first.
+
+    Raises:
+        LedgerError: it is missing, foreign or tampered with.
+
+    Guarantees:
+        - Equal ledgers give equal bytes: neither clock, locale, file name nor environment takes part.
+        - Nothing is stated of a file that does not verify.
+    """
+    document = compose(read_account(ledger))
+    return Statement(
+        dataset=document["dataset"],
+        document=(canonical_json(document) + "\n").encode("ascii"),
+        page=render(document).encode("utf-8"),
+    )
+
+
+def write(statement: Statement, folder: Path, stem: str = "statement") -> tuple[Path, Path]:
+    """Write a statement's two files into a folder, which is made.
+
+    Args:
+        statement: the statement.
+        folder: where to.
+        stem: the files' name without suffix.
+
+    Returns:
+        The paths of the JSON and of the page.
+
+    Raises:
+        ConfigurationError: the folder cannot be written to.
+    """
+    document, page = folder / f"{stem}.json", folder / f"{stem}.html"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        document.write_bytes(statement.document)
+        page.write_bytes(statement.page)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot write a statement to {folder}: {error.strerror}; give another folder with --out"
+        ) from error
+    return document, page
