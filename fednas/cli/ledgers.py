@@ -1,15 +1,21 @@
 """`fednas ledger`: show, verify and state what a site's ledger proves."""
 
+import json
+import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fednas.cli.tables import Json, epsilon_text, print_json, table
-from fednas.errors import LedgerError, RunDirectoryError
+from fednas.errors import ConfigurationError, LedgerError, RunDirectoryError
 
-group = typer.Typer(help="Read and verify what a site's ledger proves.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from fednas.privacy.spend_statement import SpendStatement
+
+group = typer.Typer(help="Show, verify and state what a site's ledger proves.", no_args_is_help=True)
 
 Ledgers = Annotated[list[Path], typer.Argument(help="Ledger files, or run directories with sites.")]
 
@@ -21,9 +27,10 @@ def show_ledger(paths: Ledgers, as_json: Json = False) -> None:
 
     statements = [(path, read_statement(path)) for path in _ledger_files(paths)]
     if as_json:
-        print_json([{"file": str(path)} | _statement(statement) for path, statement in statements])
+        print_json([{"file": str(path)} | _spend(statement) for path, statement in statements])
         return
     for path, statement in statements:
+        order = statement.cap.order
         table(
             f"{statement.dataset}  ({path})",
             ["stream", "epsilon claimed", "epsilon charged"],
@@ -35,9 +42,10 @@ def show_ledger(paths: Ledgers, as_json: Json = False) -> None:
                 ]
                 for s in statement.streams
             ],
-            caption=f"cap {statement.cap.epsilon:g} at delta {statement.delta:g}; "
-            f"{statement.entries} entries, {statement.open_reservations} open reservations, "
-            f"{statement.refusals} refusals; head {statement.head[:16]}",
+            caption=f"cap {statement.cap.epsilon:g} at delta {statement.delta:g}"
+            + ("" if order is None else f", a filter at order {order}")
+            + f"; {statement.entries} entries, {statement.open_reservations} open reservations, "
+            f"{statement.refusals} refusals; head {statement.head[:12]}, key {statement.signer[:12]}",
         )
 
 
@@ -45,57 +53,220 @@ def show_ledger(paths: Ledgers, as_json: Json = False) -> None:
 def verify_ledger(
     paths: Ledgers,
     head: Annotated[
-        str | None, typer.Option(help="A head seen earlier; the file must still contain it.")
+        str | None, typer.Option(help="A head seen earlier; each file must still contain it.")
+    ] = None,
+    signer: Annotated[
+        str | None,
+        typer.Option(
+            help="The public key seen earlier, 64 hexadecimal digits; each file must be signed by it."
+        ),
+    ] = None,
+    marks: Annotated[
+        Path | None,
+        typer.Option(help="A server's marks.json: each file must go on from the state that the server saw."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Recompute every digest, charge and epsilon of ledgers; exit code 1 when one does not hold."""
-    from fednas.privacy.ledger import read_statement
-    from fednas.privacy.verify import LedgerTampered, verify
-
-    rows: list[dict[str, Any]] = []
-    for path in _ledger_files(paths):
-        try:
-            found = verify(path, expected_head=head)
-            statement = read_statement(path)
-        except (LedgerTampered, LedgerError) as error:
-            rows.append({"file": str(path), "ok": False, "finding": str(error)})
-            continue
-        bound = {s: v["claimed_rdp"] for s, v in found.streams.items()}
-        rows.append(
-            {
-                "file": str(path),
-                "ok": True,
-                "proved_by_stream": bound,
-                "proved": max(bound.values()),
-                "nominal_proved": max(v["nominal_claimed_rdp"] for v in found.streams.values()),
-            }
-            | _statement(statement)
-        )
+    """Recompute every digest, signature, charge and epsilon of ledgers; exit code 1 if one does not hold."""
+    known = _read_marks(marks) if marks is not None else None
+    for name, digits in (("--head", head), ("--signer", signer)):
+        if digits is not None and not re.fullmatch("[0-9a-f]{64}", digits):
+            raise ConfigurationError(f"expected 64 hexadecimal digits after {name}, got {digits!r:.80}")
+    rows = [_verified(path, head, signer, known) for path in _ledger_files(paths)]
     if as_json:
         print_json(rows)
     else:
+        columns = ["dataset", "chain, signature, charges", "epsilon (PLD)", "epsilon (proved)", "cap"]
         table(
             "ledgers, recomputed from their own events",
-            ["dataset", "chain and charges", "epsilon (PLD)", "epsilon (proved)", "cap", "entries", "head"],
-            [
-                [
-                    r["dataset"],
-                    "[green]hold[/]",
-                    epsilon_text(r["claimed_epsilon"], r["nominal_claimed_epsilon"]),
-                    epsilon_text(r["proved"], r["nominal_proved"]),
-                    f"{r['cap']:g}",
-                    str(r["entries"]),
-                    r["head"][:12],
-                ]
-                if r["ok"]
-                else [r["file"], f"[red]{r['finding']}[/]", "", "", "", "", ""]
-                for r in rows
-            ],
-            caption="a head that somebody else kept (--head) is what an old copy of a file cannot show",
+            [*columns, "entries", "head", "signed under", *(["mark"] if known is not None else [])],
+            [_verified_row(row, marked=known is not None) for row in rows],
+            caption="a head or a key that somebody else kept (--head, --signer, --marks) is what an old or a "
+            "rewritten copy cannot show",
         )
     if not all(row["ok"] for row in rows):
         raise typer.Exit(1)
+
+
+@group.command("statement")
+def state_ledger(
+    paths: Ledgers,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the files. Default: beside each ledger.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the statement a data protection officer reads, as JSON and as a page, from ledger files alone."""
+    from fednas.statement import state, write
+
+    files = _ledger_files(paths)
+    statements = [state(path) for path in files]
+    targets = _targets(files, [statement.dataset for statement in statements], out)
+    rows = []
+    for path, statement, (folder, stem) in zip(files, statements, targets, strict=True):
+        document, page = write(statement, folder, stem)
+        claim = json.loads(statement.document)["claim"]
+        rows.append(
+            {
+                "ledger": str(path),
+                "dataset": statement.dataset,
+                "epsilon": claim["epsilon"],
+                "delta": claim["delta"],
+                "statement": str(document),
+                "page": str(page),
+            }
+        )
+    if as_json:
+        print_json(rows)
+        return
+    table(
+        "privacy statements",
+        ["dataset", "epsilon", "delta", "JSON", "page"],
+        [
+            [r["dataset"], _claim_text(r["epsilon"]), f"{r['delta']:g}", r["statement"], r["page"]]
+            for r in rows
+        ],
+        caption="made from the ledger files alone: whoever makes them again gets the same bytes",
+    )
+
+
+@group.command("verifier")
+def write_verifier(
+    out: Annotated[Path | None, typer.Option(help="File to write. Default: standard output.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the verifier as one file that needs nothing but Python: `python3 -I -S verify.py LEDGER`."""
+    import hashlib
+    import inspect
+
+    from fednas.privacy import verify
+
+    source = inspect.getsource(verify)
+    digest = hashlib.sha256(source.encode()).hexdigest()
+    if out is not None:
+        try:
+            out.write_text(source, encoding="utf-8")
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot write {out}: {error.strerror}; give another file after --out"
+            ) from error
+    if as_json:
+        print_json({"file": None if out is None else str(out), "sha256": digest, "source": source})
+    elif out is None:
+        print(source, end="")  # noqa: T201
+    else:
+        table("verifier", ["file", "sha256"], [[str(out), digest]])
+
+
+def _verified(
+    path: Path, head: str | None, signer: str | None, marks: Mapping[str, Mapping[str, Any]] | None
+) -> dict[str, Any]:
+    """What the verifier finds in one file, held against all that somebody else kept of it."""
+    from fednas.privacy.ledger import read_statement
+    from fednas.privacy.verify import LedgerTampered, verify
+
+    row: dict[str, Any] = {"file": str(path)}
+    try:
+        found = verify(path, expected_head=head, expected_signer=signer)
+        if marks is not None:
+            row["mark"] = _hold(path, found.dataset, found.entries, marks)
+        statement = read_statement(path)
+        if statement.head != found.head:
+            raise LedgerTampered(f"{path} grew while it was read; verify it again, or a copy of it")
+    except (LedgerTampered, LedgerError) as error:
+        return row | {"ok": False, "finding": str(error)}
+    bound = {stream: values["claimed_rdp"] for stream, values in found.streams.items()}
+    return (
+        row
+        | {
+            "ok": True,
+            "proved_by_stream": bound,
+            "proved": max(bound.values()),
+            "nominal_proved": max(v["nominal_claimed_rdp"] for v in found.streams.values()),
+        }
+        | _spend(statement)
+    )
+
+
+def _hold(path: Path, dataset: str, entries: int, marks: Mapping[str, Mapping[str, Any]]) -> int:
+    """Hold a file against the mark of its dataset: the number of entries that the server saw."""
+    from fednas.privacy.verify import LedgerTampered, verify
+
+    mark = marks.get(dataset)
+    if mark is None:
+        raise LedgerTampered(f"the marks know no dataset {dataset!r}: the server never saw this ledger")
+    if entries < mark["entries"]:
+        raise LedgerTampered(
+            f"{path} has {entries} entries, the server has seen {mark['entries']}: it was cut back"
+        )
+    verify(path, expected_head=mark["head"], expected_signer=mark["signer"])
+    return int(mark["entries"])
+
+
+def _read_marks(path: Path) -> dict[str, dict[str, Any]]:
+    """The server's marks by dataset.
+
+    Raises:
+        ConfigurationError: it is no such file.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        marks: dict[str, dict[str, Any]] = value["datasets"]
+        malformed = value["format"] != 1 or not all(
+            re.fullmatch("[0-9a-f]{64}", mark[name]) for mark in marks.values() for name in ("signer", "head")
+        )
+        malformed = malformed or not all(type(mark["entries"]) is int for mark in marks.values())
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot read {path}: {error.strerror}; give a server's marks.json"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        malformed = True
+    if malformed:
+        raise ConfigurationError(f"{path} is not a server's marks.json of format 1; give the file of a run")
+    return marks
+
+
+def _verified_row(row: Mapping[str, Any], *, marked: bool) -> list[str]:
+    from rich.markup import escape
+
+    if not row["ok"]:
+        return [escape(row["file"]), f"[red]{escape(row['finding'])}[/]", *[""] * (7 if marked else 6)]
+    cells = [
+        row["dataset"],
+        "[green]hold[/]",
+        epsilon_text(row["claimed_epsilon"], row["nominal_claimed_epsilon"]),
+        epsilon_text(row["proved"], row["nominal_proved"]),
+        f"{row['cap']:g}",
+        str(row["entries"]),
+        row["head"][:12],
+        row["signer"][:12],
+    ]
+    return [*cells, f"entry {row['mark']}"] if marked else cells
+
+
+def _targets(files: list[Path], datasets: list[str], out: Path | None) -> list[tuple[Path, str]]:
+    """(folder, stem) of each statement: no two in the same place, none outside the folder asked for."""
+    if out is None:
+        targets = [
+            (file.parent, "statement" if file.stem == "ledger" else f"{file.stem}.statement")
+            for file in files
+        ]
+    elif len(files) == 1:
+        targets = [(out, "statement")]
+    else:  # a dataset's name comes from the file and may hold anything: only plain words make a path
+        targets = [
+            (out / re.sub("[^A-Za-z0-9_-]+", "-", dataset).strip("-"), "statement") for dataset in datasets
+        ]
+    if len(set(targets)) < len(targets):
+        raise ConfigurationError(
+            "two of these ledgers would write the same statement; state them one at a time, each with --out"
+        )
+    return targets
+
+
+def _claim_text(epsilon: float | str) -> str:
+    return f"{epsilon:.4f}" if isinstance(epsilon, int | float) else "[red]INFINITE[/]"
 
 
 def _ledger_files(paths: list[Path]) -> list[Path]:
@@ -113,19 +284,21 @@ def _ledger_files(paths: list[Path]) -> list[Path]:
             files.append(path)
         else:
             raise RunDirectoryError(f"there is no file or folder {path}")
-    return files
+    return list(dict.fromkeys(files))
 
 
-def _statement(statement: Any) -> dict[str, Any]:
+def _spend(statement: "SpendStatement") -> dict[str, Any]:
     return {
         "dataset": statement.dataset,
         "cap": statement.cap.epsilon,
+        "order": statement.cap.order,
         "delta": statement.delta,
         "claimed_epsilon": statement.claimed_epsilon,
         "nominal_claimed_epsilon": statement.nominal_claimed_epsilon,
         "streams": [asdict(stream) for stream in statement.streams],
         "entries": statement.entries,
         "head": statement.head,
+        "signer": statement.signer,
         "non_private": statement.non_private,
         "open_reservations": statement.open_reservations,
         "refusals": statement.refusals,

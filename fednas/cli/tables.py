@@ -32,3 +32,17 @@ def table(title: str, columns: list[str], rows: list[list[str]], *, caption: str
 def print_json(value: Any) -> None:
     """Print a value for programs: infinity is written `Infinity`, as Python reads it."""
     print(json.dumps(value, indent=1, sort_keys=True))  # noqa: T201
+
+
+def print_line(text: str) -> None:
+    """Print one line for people; it may hold markup of Rich."""
+    from rich.console import Console
+
+    Console().print(text, highlight=False)
+
+
+def number_text(value: float | None) -> str:
+    """An epsilon with four decimals, "infinite" in red, or a dash where there is none."""
+    if value is None:
+        return "–"
+    return f"{value:.4f}" if math.isfinite(value) else "[red]infinite[/]"

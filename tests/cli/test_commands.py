@@ -1,0 +1,106 @@
+"""All commands: exports, mistakes in one line, fast help, and each of them in the README."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from fednas import cli
+from simulations import __main__ as simulations_cli
+from tests.cli.calls import call
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_export_writes_one_tier_or_all_elsewhere(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert (
+        call(monkeypatch, "export", str(run), "--tier", "small", "--out", str(tmp_path / "out"), "--json")
+        == 0
+    )
+    written = json.loads(capfd.readouterr().out)
+    assert set(written) == {"small"}
+    assert all(Path(file).is_file() for file in written["small"].values())
+    original = (run / "tiers" / "small" / "weights.safetensors").read_bytes()
+    assert Path(written["small"]["weights"]).read_bytes() == original
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("ledger", "verify", "nowhere"), "no file or folder"),
+        (("ledger", "statement", "nowhere"), "no file or folder"),
+        (("ledger", "statement", "RUN", "--out", "/dev/null/x"), "--out"),
+        (("ledger", "verifier", "--out", "/dev/null/x"), "--out"),
+        (("ledger", "verify", "RUN", "--head", "abc"), "64 hexadecimal digits"),
+        (("ledger", "verify", "RUN", "--signer", "A" * 64), "64 hexadecimal digits"),
+        (("ledger", "verify", "RUN", "--marks", "nowhere"), "cannot read nowhere"),
+        (("ledger", "verify", "RUN", "--marks", "RUN/study.toml"), "not a server's marks.json"),
+        (("ledger", "show", "nowhere"), "no file or folder"),
+        (("ledger", "show", "."), "holds no sites"),
+        (("export", "."), "not a finished run"),
+        (("export", "RUN", "--tier", "huge"), "no tier 'huge'"),
+        (("plan", "nowhere"), "nowhere"),
+        (("plan", "RUN", "--epsilon", "-1"), "epsilon"),
+        (("plan", "RUN", "--epsilon", "inf"), "epsilon"),
+        (("plan", "RUN", "--delta", "2"), "delta"),
+        (("plan", "RUN", "--sites", "1000000"), "delta"),
+        (("plan", "RUN", "--sites", "big"), "NAME=SIZE@EPSILON"),
+        (("plan", "RUN", "--sites", "a=100", "--sites", "a=90"), "two sites"),
+        (("plan", "RUN", "--sites", "100@inf"), "epsilon"),
+        (("plan", "RUN", "--sites", "0"), "at least 1"),
+        (("plan", "RUN", "--order", "1"), "order"),
+        (("plan", "RUN", "--order", "2", "--epsilon", "0.5"), "order"),
+        (("plan", "RUN", "--space", "mlp"), "no file"),
+        (("plan", "--space", "maze"), "maze"),
+        (("plan", "--features", "many"), "--features"),
+        (("plan", "--features", "0"), "shape"),
+        (("plan", "--classes", "1"), "classes"),
+        (("plan", "RUN", "--colour", "red"), "--colour"),
+        (("dance",), "dance"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_two(
+    arguments: tuple[str, ...],
+    word: str,
+    finished: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, *(part.replace("RUN", str(finished)) for part in arguments)) == 2
+    captured = capfd.readouterr()
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("error: ")
+    assert word in captured.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, fednas.cli\n"
+        "heavy = {'torch', 'flwr', 'opacus', 'optuna', 'dp_accounting', 'scipy', 'ray'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def commands() -> list[str]:
+    """Every command of both programs, as a user types it."""
+    found = []
+    for prefix, application in (("fednas", cli.app), ("python -m simulations", simulations_cli.cli)):
+        group = typer.main.get_group(application)
+        for name, command in group.commands.items():
+            nested = getattr(command, "commands", {})
+            found += [f"{prefix} {name} {inner}" for inner in nested] or [f"{prefix} {name}"]
+    return found
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_is_in_the_readme(command: str) -> None:
+    assert command in (ROOT / "README.md").read_text()
