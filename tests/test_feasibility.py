@@ -11,7 +11,6 @@ import pytest
 from flwr.app import Message
 
 from client.site import open_site
-from fednas.config import StudyConfig
 from fednas.errors import ConfigurationError
 from fednas.feasibility import (
     CLEAR,
@@ -28,6 +27,7 @@ from fednas.feasibility import (
 from fednas.privacy.budget import PrivacyBudget
 from fednas.space import create
 from fednas.space.cost import cost_of
+from fednas.wire import Task
 from server.app import conduct
 from simulations.scenarios import SCENARIOS, digits, hospitals, watches
 from tests.flower_bytes import posts
@@ -41,6 +41,7 @@ SIZES = {
     "digits": [size for _, size, _ in digits.OFFICES],
 }
 EPSILONS = (1, 3, 8)
+Weighed = dict[int, list[tuple[str, int, int]]]
 STUDY = SCENARIOS["digits"]().study  # its plans are calibrated once for all tests here
 
 
@@ -173,37 +174,40 @@ def test_a_site_without_a_size_or_a_sound_cap_is_refused(size: int, epsilon: flo
         PlannedSite(name="a", declared_size=size, epsilon=epsilon)
 
 
-class Scales(SpyGrid):
-    """Weighs every reply as a SuperNode would send it: by site, and of which kind."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.weighed: dict[int, list[tuple[str, int, int]]] = {}
-
-    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        replies = super().pull_messages(message_ids)
-        for reply in replies:
-            if "data" in reply.content:
-                push, objects = posts(reply)
-                task = [task for node, task in self.tasks if node == reply.metadata.src_node_id - 1][-1]
-                values = sum(a.nbytes for n, a in task.arrays.items() if task.kind != "evaluate")
-                values = 8 * len(task.architectures) if task.kind == "evaluate" else values
-                total = len(push) + sum(len(item) for item in objects)
-                kept = self.weighed.setdefault(reply.metadata.src_node_id, [])
-                kept.append((task.kind, values, total))
-        return replies
+def weigh(replies: list[Message], tasks: list[tuple[int, Task]], kept: Weighed) -> None:
+    """Weigh replies as a SuperNode would send them: (kind, bytes of values, bytes of everything) by site."""
+    for reply in replies:
+        if "data" in reply.content:
+            push, objects = posts(reply)
+            site = reply.metadata.src_node_id - 1
+            task = [task for node, task in tasks if node == site][-1]
+            values = sum(array.nbytes for array in task.arrays.values())
+            if task.kind == "evaluate":
+                values = 8 * len(task.architectures)
+            total = len(push) + sum(len(item) for item in objects)
+            kept.setdefault(site, []).append((task.kind, values, total))
 
 
 @pytest.mark.parametrize("strategy", ["evolution", "differentiable"])
-def test_the_expected_upload_holds_what_real_replies_weigh(tmp_path: Path, strategy: str) -> None:
-    study: StudyConfig = tiny.study(search={"strategy": strategy})
+def test_the_expected_upload_holds_what_real_replies_weigh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    study = tiny.study(search={"strategy": strategy})
     open_site.cache_clear()
-    grid = Scales(tiny.make_run(tmp_path / "run", study))
+    grid = SpyGrid(tiny.make_run(tmp_path / "run", study))
+    pull, weighed = grid.pull_messages, Weighed()
+
+    def pull_and_weigh(message_ids: Iterable[str]) -> list[Message]:
+        replies = pull(message_ids)
+        weigh(replies, grid.tasks, weighed)
+        return replies
+
+    monkeypatch.setattr(grid, "pull_messages", pull_and_weigh)
     conduct(grid, tmp_path / "run", resume=False)
     open_site.cache_clear()
     upload = expected_upload(study, 3, network_sizes(study))
-    assert len(grid.weighed) == tiny.NUM_SITES
-    for replies in grid.weighed.values():
+    assert len(weighed) == tiny.NUM_SITES
+    for replies in weighed.values():
         assert len(replies) == upload.num_messages
         for kind, values, total in replies:
             assert values < total <= values + OVERHEAD_BYTES
