@@ -4,15 +4,18 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
 from fednas.errors import ConfigurationError, UnsupportedEventError
 from fednas.privacy.events import Event, Gaussian, NonPrivate, PoissonGaussian
 from fednas.privacy.numbers import count, real
+from fednas.privacy.replacement import replaced_curve
 
 ORDERS = tuple(range(2, 257))
+Relation: TypeAlias = Literal["add_remove", "replace_one"]
+RELATIONS: tuple[Relation, ...] = get_args(Relation)
 
 _LOG_FACTORIALS = np.array([math.lgamma(n + 1) for n in range(ORDERS[-1] + 1)])
 
@@ -20,40 +23,46 @@ _LOG_FACTORIALS = np.array([math.lgamma(n + 1) for n in range(ORDERS[-1] + 1)])
 Form: TypeAlias = tuple[tuple[float, float, int], ...]
 
 
-def epsilon_rdp(events: Iterable[Event], delta: float) -> float:
+def epsilon_rdp(events: Iterable[Event], delta: float, *, relation: Relation = "add_remove") -> float:
     """Return epsilon of all events together by Rényi divergences of integer order, the proved bound.
 
     Args:
         events: what happened to the records of one stream, in any order.
         delta: 0 < delta < 1.
+        relation: add or remove one record, or replace one by another of the same stream.
 
     Returns:
-        epsilon >= 0, add or remove one record: 0.0 for no events, infinity if any is NonPrivate.
+        epsilon >= 0: 0.0 for no events, infinity if any is NonPrivate.
 
     Raises:
-        ConfigurationError: delta is out of its bounds.
+        ConfigurationError: delta is out of its bounds, or the relation is unknown.
         UnsupportedEventError: something is not an event of `fednas.privacy.events`.
 
-    Source: Mironov et al. (2019), arXiv 1908.10530, equation for integer orders; Canonne et al. (2020),
-    arXiv 2004.00010, proposition 12, for the conversion; orders 2 to 256.
+    Source: Mironov et al. (2019), arXiv 1908.10530, equation for integer orders; `replacement` for replacing;
+    Canonne et al. (2020), arXiv 2004.00010, proposition 12, for the conversion; orders 2 to 256.
     """
-    return rdp_of(merged(events), checked_delta(delta))
+    delta, relation, form = checked_delta(delta), checked_relation(relation), merged(events)
+    if form is None:
+        return math.inf
+    return epsilon_of(curve_of(form, relation), delta) if form else 0.0
 
 
-def rdp_curve(events: Iterable[Event]) -> np.ndarray:
-    """Return the Rényi divergence of all events together at each of `ORDERS`.
+def rdp_curve(events: Iterable[Event], *, relation: Relation = "add_remove") -> np.ndarray:
+    """Return a bound on the Rényi divergence of all events together at each of `ORDERS`.
 
     Args:
         events: what happened to the records of one stream, in any order.
+        relation: add or remove one record, or replace one by another of the same stream.
 
     Returns:
         float64 array of shape (len(ORDERS),): zeros for no events, infinity if any is NonPrivate.
 
     Raises:
+        ConfigurationError: the relation is unknown.
         UnsupportedEventError: something is not an event of `fednas.privacy.events`.
     """
-    form = merged(events)
-    return np.full(len(ORDERS), math.inf) if form is None else _curve(form)
+    relation, form = checked_relation(relation), merged(events)
+    return np.full(len(ORDERS), math.inf) if form is None else curve_of(form, relation)
 
 
 def renyi_divergence(events: Iterable[Event], order: int) -> float:
@@ -106,6 +115,63 @@ def renyi_budget(epsilon: float, delta: float, order: int) -> float:
     return number - _conversion(checked_delta(delta), checked_order(order))
 
 
+def renyi_epsilon(divergence: float, delta: float, order: int) -> float:
+    """Return epsilon at any delta of what a Rényi filter at one order lets through: `renyi_budget`'s inverse.
+
+    Args:
+        divergence: nats >= 0, at the order, add or remove one record.
+        delta: 0 < delta < 1.
+        order: an integer, 2 to 256.
+
+    Returns:
+        epsilon >= 0.
+
+    Raises:
+        ConfigurationError: a number is out of its bounds.
+
+    Source: as `renyi_budget`.
+    """
+    return max(0.0, _divergence(divergence) + _conversion(checked_delta(delta), checked_order(order)))
+
+
+def replaced_epsilon(divergence: float, delta: float, order: int) -> float:
+    """Return epsilon when one record is replaced, of what a Rényi filter at one order lets through.
+
+    The filter adds up what adding or removing one record costs; replacing is one after the other, so that
+    (epsilon, delta) becomes (2 epsilon, (1 + exp(epsilon)) delta). This is the bound at the given delta.
+
+    Args:
+        divergence: nats >= 0, at the order, add or remove one record.
+        delta: 0 < delta < 1.
+        order: an integer, 2 to 256.
+
+    Returns:
+        epsilon >= 0; infinity at order 2, which bounds no group.
+
+    Raises:
+        ConfigurationError: a number is out of its bounds.
+
+    Source: Vadhan (2017), The complexity of differential privacy, lemma 2.2; as `renyi_budget`.
+    """
+    divergence, delta, order = _divergence(divergence), checked_delta(delta), checked_order(order)
+    if order == 2 or math.isinf(divergence):
+        return math.inf
+
+    def needed(epsilon: float) -> float:
+        # log(delta / (1 + exp(epsilon))), for any epsilon and delta, in the conversion
+        log_delta = math.log(delta) - epsilon - math.log1p(math.exp(-epsilon))
+        return divergence + math.log1p(-1.0 / order) - (log_delta + math.log(order)) / (order - 1)
+
+    # What is needed grows by at most 1 / (order - 1) of what is given, so this bisection has one answer.
+    low, high = 0.0, 1.0
+    while needed(high) > high:
+        low, high = high, 2.0 * high
+    for _ in range(100):
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if needed(middle) > middle else (low, middle)
+    return 2.0 * high
+
+
 def epsilon_at_order(events: Iterable[Event], delta: float, order: int) -> float:
     """Return epsilon of all events together by the Rényi divergence at one order.
 
@@ -125,7 +191,7 @@ def epsilon_at_order(events: Iterable[Event], delta: float, order: int) -> float
     """
     delta, order, events = checked_delta(delta), checked_order(order), tuple(events)
     divergence = renyi_divergence(events, order)
-    return max(0.0, divergence + _conversion(delta, order)) if events else 0.0
+    return renyi_epsilon(divergence, delta, order) if events else 0.0
 
 
 def least_order(epsilon: float, delta: float) -> int | None:
@@ -186,31 +252,48 @@ def checked_order(order: int) -> int:
     return number
 
 
-@lru_cache(maxsize=4096)
-def rdp_of(form: Form | None, delta: float) -> float:
-    """Return what `epsilon_rdp` does, of merged events."""
-    if form is None:
-        return math.inf
-    if not form:
-        return 0.0
+def checked_relation(relation: Relation) -> Relation:
+    """Return a neighbouring relation.
+
+    Raises:
+        ConfigurationError: it is none of `RELATIONS`.
+    """
+    if relation not in RELATIONS:
+        raise ConfigurationError(f"expected the relation {' or '.join(RELATIONS)}, got {relation!r}")
+    return relation
+
+
+def curve_of(form: Form, relation: Relation) -> np.ndarray:
+    """Return what `rdp_curve` does, of merged events."""
+    total = np.zeros(len(ORDERS))
+    for q, sigma, amount in form:
+        unit = _unit_curve(q, sigma) if relation == "add_remove" else replaced_curve(q, sigma, ORDERS)
+        total += amount * unit
+    return total
+
+
+def epsilon_of(curve: np.ndarray, delta: float) -> float:
+    """Return the least epsilon of a curve of divergences, of shape (len(ORDERS),).
+
+    Source: Canonne et al. (2020), arXiv 2004.00010, proposition 12.
+    """
     orders = np.array(ORDERS, dtype=np.float64)
-    curve = _curve(form)
     epsilons = curve + np.log1p(-1.0 / orders) - np.log(delta * orders) / (orders - 1.0)
     # By KL divergence, delta <= sqrt(1 - exp(-KL)): nothing is left to pay.
     epsilons[delta**2 + np.expm1(-curve) > 0.0] = 0.0
     return max(0.0, float(np.min(epsilons)))
 
 
+def _divergence(divergence: float) -> float:
+    number = real(divergence)
+    if number is None or number < 0.0:
+        raise ConfigurationError(f"expected a divergence of at least 0 nats, got {divergence!r}")
+    return number
+
+
 def _conversion(delta: float, order: int) -> float:
     """Return what epsilon exceeds the divergence by; negative where it is below it."""
     return math.log1p(-1.0 / order) - (math.log(delta) + math.log(order)) / (order - 1)
-
-
-def _curve(form: Form) -> np.ndarray:
-    total = np.zeros(len(ORDERS))
-    for q, sigma, amount in form:
-        total += amount * _unit_curve(q, sigma)
-    return total
 
 
 @lru_cache(maxsize=4096)
