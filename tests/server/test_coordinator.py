@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fednas.aggregation import update_weight
+from fednas.aggregation import NoisyCount, combine_counts, update_weight
 from fednas.config import StudyConfig
 from fednas.errors import ConfigurationError, InfeasibleDeviceError
 from fednas.search import Policy
 from fednas.space import create
 from fednas.space.cost import cost_of
-from tests.server.stubs import PLAN, Stubs, arrays_for, facts, folder, run
+from fednas.supernet import Supernet
+from tests.server.stubs import PLAN, Stubs, arrays_for, facts, folder, plan, run
 from tests.simulations import tiny
 
 STRATEGIES = ("random", "evolution", "tpe", "differentiable")
@@ -76,6 +77,65 @@ def test_the_differentiable_strategy_learns_from_the_average_over_the_sites(tmp_
     assert np.allclose(learned.flat(), wanted, rtol=1e-12, atol=0.0)
     assert np.count_nonzero(learned.flat()) > 0, "the alphas changed"
     assert np.count_nonzero(learned.flat() == 0.0) > 0, "what no site had on its path did not"
+
+
+NOISE = {"alpha": 1.0, "bravo": 3.0, "cobra": 0.5}
+"""How much more noise each site's own plan has."""
+
+
+def weight(site: str, allowance: str) -> float:
+    """The inverse variance of what a site releases, up to what all sites share."""
+    sigma = NOISE[site] * PLAN.noise_multiplier(allowance)
+    return (tiny.SIZES[site] / sigma) ** 2
+
+
+def test_updates_are_averaged_by_the_inverse_variance_of_each_sites_own_noise(tmp_path: Path) -> None:
+    choices = {tier: SPACE.smallest().as_dict() for tier in tiny.BYTES}
+    study = tiny.study(search={"fixed": choices}, schedule={"search_rounds": 1, "final_rounds": 1})
+    plans = {site: plan(noise) for site, noise in NOISE.items()}
+    stubs = Stubs(facts=facts(study))
+    completed = run(stubs, folder(tmp_path / "run", study, plans))
+    expected = Supernet.initialise(SPACE, seed=study.seed).gather(SPACE.smallest()).astype(np.float64)
+    for number in (1, 2):
+        updates = {s: arrays_for(s, task)["update"] for s, task in stubs.tasks if task.round == number}
+        total = sum(weight(site, "final") for site in updates)
+        expected += sum(weight(site, "final") / total * update for site, update in updates.items())
+    found = completed.coordinator.supernet.gather(SPACE.smallest())
+    assert np.allclose(found, expected, rtol=1e-5, atol=1e-7)
+    by_size = {site: tiny.SIZES[site] / sum(tiny.SIZES.values()) for site in updates}
+    assert not np.allclose(by_size["bravo"], weight("bravo", "final") / total, rtol=0.5), "so it can fail"
+
+
+def test_alphas_are_averaged_by_the_noise_of_their_own_allowance(tmp_path: Path) -> None:
+    study = tiny.study(search={"strategy": "differentiable"}, schedule={"search_rounds": 1})
+    stubs = Stubs(facts=facts(study))
+    path = folder(tmp_path / "run", study, {site: plan(noise) for site, noise in NOISE.items()})
+    run(stubs, path)
+    released = {s: arrays_for(s, task)["alphas"] for s, task in stubs.tasks if task.kind == "train"}
+    present = {site: ~np.isnan(values) for site, values in released.items()}
+    total = sum(weight(site, "alphas") * there for site, there in present.items())
+    summed = sum(weight(site, "alphas") * np.nan_to_num(values) for site, values in released.items())
+    expected = np.divide(summed, total, out=np.zeros_like(summed), where=total > 0)
+    learned = Policy(SPACE)
+    learned.restore(json.loads((path / "checkpoints" / "00005" / "state.json").read_text())["policy"])
+    assert np.allclose(learned.flat(), -study.training.architecture_learning_rate * expected, rtol=1e-12)
+
+
+def test_a_fitness_is_averaged_by_the_deviation_of_each_sites_own_count(tmp_path: Path) -> None:
+    study = tiny.study(schedule={"search_rounds": 1, "final_rounds": 1})
+    stubs = Stubs(facts=facts(study))
+    path = folder(tmp_path / "run", study, {site: plan(noise) for site, noise in NOISE.items()})
+    completed = run(stubs, path)
+    last = {site: task for site, task in stubs.tasks if task.round == 4}
+    for tier, architecture in completed.coordinator.chosen.items():
+        counts = []
+        for site, task in last.items():
+            if architecture in task.architectures:
+                correct = arrays_for(site, task)["correct"][task.architectures.index(architecture)]
+                deviation = NOISE[site] * PLAN.noise_multiplier("fitness")
+                size = tiny.SIZES[site] * study.privacy.fitness
+                counts.append(NoisyCount(correct=float(correct), size=size, noise_std=deviation))
+        assert completed.coordinator.fitness[tier] == combine_counts(counts)
 
 
 def test_without_an_architecture_gradient_no_alphas_are_asked_for(study: StudyConfig, tmp_path: Path) -> None:
