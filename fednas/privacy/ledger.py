@@ -114,6 +114,7 @@ class PrivacyLedger:
             with ledger._writing():
                 ledger._introduce(cap, declaration)
             ledger._catch_up()
+            spend.standing()  # accountants are slow: now, not when something is asked
         except BaseException:
             store.close()
             raise
@@ -235,6 +236,8 @@ class PrivacyLedger:
             - Two processes never spend the same allowance.
             - What is returned is what is stored.
         """
+        self._catch_up()
+        self._spend.standing()  # slow once the cap was lowered: not while others wait for the lock
         refusal: PrivacyError | None = None
         with self._writing():
             known = self._spend.operations.get(operation.id, (operation.kind, operation.digest))

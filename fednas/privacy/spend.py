@@ -49,6 +49,7 @@ class Spend:
     _latest: str = ""  # the operation of a RELEASE whose signature is still to come
     _signature: tuple[str, int, str] | None = None  # the last one, and the entries and head that it signs
     _checked: bool = False
+    _standing: tuple[tuple[int, PrivacyBudget], str] | None = None  # what `standing` found, and for what
 
     def add(self, entry: Entry) -> None:
         """Take the next entry in.
@@ -264,7 +265,23 @@ class Spend:
             return self.filter.refusal(
                 self.cap, [(plan.allowance(n), amount) for n, amount in charges.items()]
             )
-        return self.excess() if self.cap_was_lowered else None
+        return self.standing()
+
+    def standing(self) -> BudgetExhaustedError | None:
+        """Why nothing at all may be charged, or None: a cap was lowered, and the claim is above it now.
+
+        Worked out once for each cap and number of plans: what takes the accountants seconds cannot be asked
+        at every charge.
+        """
+        assert self.cap is not None
+        if self.filter is not None or not self.cap_was_lowered:
+            return None
+        key = len(self.plans), self.cap  # before anything is added up: another thread may be adding entries
+        known = self._standing
+        if known is None or known[0] != key:
+            refusal = self.excess()
+            known = self._standing = key, "" if refusal is None else str(refusal)
+        return BudgetExhaustedError(known[1]) if known[1] else None
 
     def statement(self) -> SpendStatement:
         """What all of this adds up to."""
