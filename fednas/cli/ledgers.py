@@ -215,7 +215,9 @@ def _read_marks(path: Path) -> dict[str, dict[str, Any]]:
         malformed = value["format"] != 1 or not all(
             re.fullmatch("[0-9a-f]{64}", mark[name]) for mark in marks.values() for name in ("signer", "head")
         )
-        malformed = malformed or not all(type(mark["entries"]) is int for mark in marks.values())
+        malformed = malformed or not all(
+            type(mark["entries"]) is int and mark["entries"] > 0 for mark in marks.values()
+        )
     except OSError as error:
         raise ConfigurationError(
             f"cannot read {path}: {error.strerror}; give a server's marks.json"

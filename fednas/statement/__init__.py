@@ -44,7 +44,7 @@ def state(ledger: Path) -> Statement:
     return Statement(
         dataset=document["dataset"],
         document=(canonical_json(document) + "\n").encode("ascii"),
-        page=render(document).encode("utf-8"),
+        page=render(document).encode("utf-8", "xmlcharrefreplace"),
     )
 
 

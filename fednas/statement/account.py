@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from fednas.errors import LedgerError
 from fednas.privacy.accounting import epsilon_at_order, epsilon_pld
@@ -93,7 +93,7 @@ def read_account(path: Path) -> Account:
         spend=spend,
         proof=proof,
         plans=_plans(spend),
-        refusals=Counter(entry.body["code"] for entry in entries if entry.kind == "REFUSE"),
+        refusals=Counter(str(entry.body["code"]) for entry in entries if entry.kind == "REFUSE"),
         retries=reserved - len(spend.operations),
         open_reservations=reserved - len(spend.releases),
         software=_software(entries),
@@ -145,10 +145,14 @@ def _plans(spend: Spend) -> tuple[PlanUse, ...]:
 
 
 def _software(entries: list[Entry]) -> tuple[tuple[str, Mapping[str, str]], ...]:
-    found: list[tuple[str, Mapping[str, Any]]] = []
+    """What DECLARE entries name, as words: the verifier does not look at them, so they may be anything."""
+    found: list[tuple[str, Mapping[str, str]]] = []
     for entry in entries:
         if entry.kind == "DECLARE":
-            software = (str(entry.body["code"]), dict(entry.body["packages"]))
+            packages = entry.body["packages"]
+            if not isinstance(packages, dict):
+                raise LedgerError(f"entry {entry.seq} of the ledger declares no packages by name")
+            software = (str(entry.body["code"]), {name: str(version) for name, version in packages.items()})
             if software not in found:
                 found.append(software)
     return tuple(found)

@@ -126,6 +126,9 @@ def test_marks_find_a_ledger_that_was_cut_back_or_replaced_or_never_seen(
     assert call(monkeypatch, "ledger", "verify", str(run), "--marks", marks) == 0
 
     fill(tmp_path / "foreign.sqlite")  # intact, but of a dataset that the server never saw
+    server = str(run / "marks.json")  # as the server of this run kept it
+    assert len(answer(monkeypatch, capfd, "ledger", "verify", str(run), "--marks", server)) == tiny.NUM_SITES
+
     foreign = str(tmp_path / "foreign.sqlite")
     (row,) = answer(monkeypatch, capfd, "ledger", "verify", foreign, "--marks", marks, code=1)
     assert "never saw" in row["finding"]

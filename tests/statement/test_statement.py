@@ -18,6 +18,8 @@ from fednas.privacy.accounting import epsilon_of_site, epsilon_pld, epsilon_rdp,
 from fednas.privacy.events import decode
 from fednas.privacy.ledger import read_statement
 from fednas.privacy.numbers import canonical_json
+from fednas.privacy.signing import Signer
+from fednas.privacy.store import LedgerStore
 from fednas.statement import state, write
 from fednas.statement.document import upward
 from tests.statement.made import ADAPTIVE, MODEST, OWNER, made, unprotected, untouched
@@ -259,3 +261,21 @@ def test_numbers_are_rounded_up_and_never_above_what_they_are_exactly() -> None:
 
 def test_a_statement_has_no_audit_before_there_is_one(ledger: Path) -> None:
     assert "audit" not in " ".join(stated(ledger)).lower()
+
+
+@pytest.mark.parametrize("packages", [["torch"], "torch", None, {"torch": ["<b>", "\ud800"]}, {"<i>": 1}])
+def test_odd_words_that_an_owner_signed_are_refused_or_escaped(tmp_path: Path, packages: object) -> None:
+    path = untouched(tmp_path / "ledger.sqlite")
+    with LedgerStore(path) as store, store.transaction():
+        store.append("DECLARE", OWNER.encode() | {"packages": packages})
+        entries, _, head = store.tail()
+        signer = Signer(path.with_name("ledger.sqlite.key").read_bytes())
+        signature = signer.sign("hospitals/clinic", entries, head)
+        store.append("CHECKPOINT", {"signature": signature})
+    if isinstance(packages, dict):
+        page = state(path).page.decode()
+        assert "<b>" not in page
+        assert "<i>" not in page.replace('<i style="width', "")
+    else:
+        with pytest.raises(LedgerError):
+            state(path)
