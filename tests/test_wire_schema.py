@@ -263,6 +263,17 @@ def test_the_refusals_above_are_of_changes_to_something_fine() -> None:
     assert explained(with_array())
 
 
+def test_every_flipped_bit_of_what_stands_before_the_arrays_is_refused() -> None:
+    """Nothing can be said there: headers are a function of what follows them."""
+    start = 128 + 8 + len(SPELLED + "    ")
+    assert len(DATA) == start + UPDATE.nbytes
+    for bit in range(8 * start):
+        flipped = bytearray(DATA)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(UnexplainedByteError):
+            explain(with_array(data=bytes(flipped)))
+
+
 def test_a_refusal_of_the_schema_repeats_nothing_of_the_message() -> None:
     with pytest.raises(UnexplainedByteError) as caught:
         explain(message({"update": UPDATE}, loss=0.4242))
