@@ -19,16 +19,27 @@ class Dataset:
     Args:
         x: features, float32, shape (records, *input_shape), finite.
         y: classes, int64, shape (records,), within the schema.
-        identifiers: one stable identifier per record; it decides the record's stream, whatever its position.
+        identifiers: one identifier per record; it decides the record's stream, whatever its position.
+        left_out: how many records of the file break the schema: for the owner's eyes, like all else here.
     """
 
     x: NDArray[np.float32]
     y: NDArray[np.int64]
     identifiers: tuple[bytes, ...]
+    left_out: int
 
 
 def load(config: SiteConfig, schema: DataSchema) -> Dataset:
     """Read a site's `.npz` and hold it against the study's public schema.
+
+    Whether a site answers may not hang on a record: its presence would show. So a fault of a record (a
+    feature that is not finite, a class that the study does not have) never refuses the file; the record is
+    left out by itself. Only what says nothing of a single record refuses: a missing array, a type, the shape
+    of records. For the same reason a site without records, or with one class only, takes part: noise leaves.
+
+    Records with equal identifiers are all kept and go to one stream. Dropping all but one would let a
+    record's presence decide what another adds. The unit is one record, so what n records of one person spend
+    together is what a group of n spends; a site that wants a person's guarantee gives one record a person.
 
     Args:
         config: the site, with a resolved path to its data: arrays `x` (float32), `y` (int64) and, optionally,
@@ -36,12 +47,14 @@ def load(config: SiteConfig, schema: DataSchema) -> Dataset:
         schema: shape and classes of the study.
 
     Returns:
-        The records, unchanged: nothing is imputed, scaled or dropped.
+        The records that follow the schema, unchanged and in the file's order: nothing is imputed or scaled.
 
     Raises:
         DatasetError: in one line, the rule that is broken and what to do.
 
     Guarantees:
+        Whether a record is kept depends on that record alone, and no record decides whether the file is
+        refused.
         No error holds a value, a position, a label or a count of the records.
         No pickle is ever decoded.
     """
@@ -50,10 +63,18 @@ def load(config: SiteConfig, schema: DataSchema) -> Dataset:
         raise _refuse(config, "expected the arrays x, y and optionally id; write them with numpy.savez")
     x, y = arrays["x"], arrays["y"]
     _check_features(config, schema, x)
-    _check_labels(config, schema, y)
+    _check_labels(config, y)
     if len(y) != len(x):
         raise _refuse(config, "x and y differ in length; give every record one label")
-    return Dataset(x=x, y=y, identifiers=_identify(config, arrays.get("id"), x, y))
+    names = _check_identifiers(config, arrays.get("id"), y)
+    finite = np.isfinite(x).all(axis=tuple(range(1, x.ndim)))
+    kept = finite & (y >= 0) & (y < schema.num_classes)
+    x, y, names = x[kept], y[kept], names[kept]
+    identifiers = tuple(
+        name or canonical_bytes(record, label)
+        for name, record, label in zip(names.tolist(), x, y, strict=True)
+    )
+    return Dataset(x=x, y=y, identifiers=identifiers, left_out=int(np.sum(~kept)))
 
 
 def canonical_bytes(x: NDArray[np.float32], label: int) -> bytes:
@@ -87,43 +108,24 @@ def _check_features(config: SiteConfig, schema: DataSchema, x: NDArray[Any]) -> 
     if x.ndim != 1 + len(schema.input_shape) or x.shape[1:] != schema.input_shape:
         expected = ", ".join(str(size) for size in schema.input_shape)
         raise _refuse(config, f"expected x of shape (records, {expected}); encode records as the study says")
-    if not len(x):
-        raise _refuse(config, "it holds no record; a site needs records to take part")
-    if not np.isfinite(x).all():
-        raise _refuse(
-            config,
-            "a feature is NaN or infinite; encode a missing value as a public constant with an indicator",
-        )
 
 
-def _check_labels(config: SiteConfig, schema: DataSchema, y: NDArray[Any]) -> None:
+def _check_labels(config: SiteConfig, y: NDArray[Any]) -> None:
     if y.dtype != np.int64 or y.ndim != 1:
         raise _refuse(config, 'expected y as int64 of shape (records,); convert it with y.astype("int64")')
-    if (y < 0).any() or (y >= schema.num_classes).any():
-        raise _refuse(
-            config,
-            f"a label lies outside the study's classes, 0 to {schema.num_classes - 1}; map labels to them",
-        )
-    if len(y) and (y == y[0]).all():
-        raise _refuse(config, "all records have one class; a site needs at least two to learn from")
 
 
-def _identify(
-    config: SiteConfig, given: NDArray[Any] | None, x: NDArray[np.float32], y: NDArray[np.int64]
-) -> tuple[bytes, ...]:
+def _check_identifiers(
+    config: SiteConfig, given: NDArray[Any] | None, y: NDArray[np.int64]
+) -> NDArray[np.bytes_]:
+    """The identifiers, empty where there is none."""
     if given is None:
-        return tuple(canonical_bytes(record, label) for record, label in zip(x, y, strict=True))
+        return np.zeros(len(y), dtype="S1")
     if given.dtype.kind != "S" or given.shape != y.shape:
         raise _refuse(
             config, 'expected id as bytes of shape (records,); convert it with numpy.char.encode(id, "utf-8")'
         )
-    names = given.tolist()
-    explicit = [name for name in names if name]
-    if len(set(explicit)) != len(explicit):
-        raise _refuse(config, "two records share an identifier; make identifiers unique, one per record")
-    return tuple(
-        name or canonical_bytes(record, label) for name, record, label in zip(names, x, y, strict=True)
-    )
+    return given
 
 
 def _refuse(config: SiteConfig, reason: str) -> DatasetError:

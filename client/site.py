@@ -37,6 +37,7 @@ class Site:
         self._config = config
         self._ledger = ledger
         self._records: StreamedRecords | None = None
+        self._left_out = 0
         self._proportions: tuple[tuple[str, float], ...] | None = None
 
     @classmethod
@@ -71,6 +72,11 @@ class Site:
             head=head,
             order=self._config.order,
         )
+
+    @property
+    def left_out(self) -> int:
+        """How many records of the file break the study's schema: private, for the owner's own log."""
+        return self._left_out
 
     def perform(self, task: Task) -> Released[Arrays]:
         """Do what a task asks, charged to the ledger before a record is touched.
@@ -187,6 +193,7 @@ class Site:
             data = datasets.load(self._config, study.data)
             streams = assign(self._ledger.stream_key, data.identifiers, plan.proportions)
             self._records = StreamedRecords(data.x, data.y, streams)
+            self._left_out = data.left_out
             self._proportions = plan.proportions
         return self._records
 

@@ -98,12 +98,6 @@ def changed(name: str, value: Any, *, where: Any = 11) -> dict[str, Any]:
 
 
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
-    "nan": (changed("x", np.nan), "NaN or infinite"),
-    "infinity": (changed("x", -np.inf), "NaN or infinite"),
-    "negative label": (changed("y", -1), "outside the study's classes, 0 to 2"),
-    "unknown label": (changed("y", 3), "outside the study's classes, 0 to 2"),
-    "one class": (changed("y", 1, where=slice(None)), "one class"),
-    "duplicate": (changed("id", b"patient-3"), "share an identifier"),
     "double features": (records() | {"x": records()["x"].astype(np.float64)}, "float32"),
     "narrow labels": (records() | {"y": records()["y"].astype(np.int32)}, "int64"),
     "fractional labels": (records() | {"y": records()["y"].astype(np.float64)}, "int64"),
@@ -114,7 +108,6 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "too few labels": (records() | {"y": records()["y"][:-1]}, "differ in length"),
     "too few identifiers": (records() | {"id": records()["id"][:-1]}, "expected id as bytes"),
     "text identifiers": (records() | {"id": records()["id"].astype("U")}, "expected id as bytes"),
-    "no record": ({name: array[:0] for name, array in records().items()}, "no record"),
     "no labels": ({"x": records()["x"]}, "expected the arrays x, y"),
     "another array": (records() | {"z": records()["y"]}, "expected the arrays x, y"),
     "Python objects": (records() | {"y": np.array([{"secret": SECRET}, 2], dtype=object)}, "without Python"),
@@ -134,15 +127,67 @@ def test_a_broken_dataset_is_refused_in_one_line_without_a_private_value(
         assert private not in text
 
 
-@pytest.mark.parametrize("damage", ["more NaN", "elsewhere"])
-def test_an_error_says_the_same_whatever_is_broken_where(damage: str, tmp_path: Path) -> None:
-    where = slice(0, 20) if damage == "more NaN" else 30
-    texts = []
-    for arrays in (changed("x", np.nan), changed("x", np.nan, where=where)):
-        with pytest.raises(DatasetError) as caught:
-            read(tmp_path, arrays)
-        texts.append(str(caught.value))
-    assert texts[0] == texts[1]
+FAULTS: dict[str, tuple[str, Any]] = {
+    "NaN": ("x", np.nan),
+    "infinity": ("x", np.inf),
+    "minus infinity": ("x", -np.inf),
+    "a negative label": ("y", -1),
+    "an unknown label": ("y", 3),
+    "a huge label": ("y", 2**63 - 1),
+    "the smallest label": ("y", -(2**63)),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), FAULTS.values(), ids=FAULTS.keys())
+@pytest.mark.parametrize("named", [True, False], ids=["with id", "without id"])
+def test_a_record_that_breaks_the_schema_is_left_out_and_moves_no_other(
+    name: str, value: Any, named: bool, tmp_path: Path
+) -> None:
+    broken, whole = changed(name, value), records()
+    if not named:
+        del broken["id"], whole["id"]
+    found = read(tmp_path, broken)
+    without = read(tmp_path, {key: np.delete(array, 11, axis=0) for key, array in whole.items()})
+    assert np.array_equal(found.x, without.x)
+    assert np.array_equal(found.y, without.y)
+    assert found.identifiers == without.identifiers
+    assert (found.left_out, without.left_out) == (1, 0)
+
+
+def test_one_feature_is_enough_to_leave_a_record_out(tmp_path: Path) -> None:
+    found = read(tmp_path, changed("x", np.nan, where=(11, 2)))
+    assert len(found.y) == 36
+
+
+@pytest.mark.parametrize("value", [3.4e38, -3.4e38, 1e-45])
+def test_a_record_that_is_monstrous_but_finite_is_kept(value: float, tmp_path: Path) -> None:
+    found = read(tmp_path, changed("x", value))
+    assert found.left_out == 0
+    assert bool((found.x[11] == np.float32(value)).all())
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {name: array[:0] for name, array in records().items()},
+        changed("x", np.nan, where=slice(None)),
+        changed("y", 1, where=slice(None)),
+        {name: array[:1] for name, array in records().items()},
+    ],
+    ids=["no record", "none that follows the schema", "one class", "one record"],
+)
+def test_no_choice_of_records_refuses_a_file(arrays: dict[str, Any], tmp_path: Path) -> None:
+    found = read(tmp_path, arrays)
+    assert found.x.shape[1:] == (3,)
+    assert len(found.x) == len(found.y) == len(found.identifiers) == len(arrays["y"]) - found.left_out
+
+
+def test_records_that_share_an_identifier_are_all_kept(tmp_path: Path) -> None:
+    """Were one dropped, a record's presence would decide what another adds."""
+    found = read(tmp_path, changed("id", b"patient-3"))
+    assert found.identifiers[3] == found.identifiers[11] == b"patient-3"
+    assert len(found.y) == 37
+    assert found.left_out == 0
 
 
 def test_a_missing_file_says_where_to_name_it(tmp_path: Path) -> None:

@@ -109,6 +109,12 @@ def sites(tmp_path: Path) -> Iterator[Sites]:
     open_site.cache_clear()
 
 
+def arrays_of(content: RecordDict) -> dict[str, np.ndarray]:
+    answer = decode(content)
+    assert isinstance(answer, Answer)
+    return dict(answer.arrays)
+
+
 def code(content: RecordDict) -> str:
     """The refusal's code, after a check that a code is all there is."""
     assert list(content) == ["refusal"]
@@ -257,18 +263,60 @@ def test_data_that_cannot_be_read_are_found_before_anything_is_charged(sites: Si
 @pytest.mark.parametrize(
     ("x", "y"),
     [
-        (np.full((60, 4), np.nan, dtype=np.float32), np.arange(60) % 3),
-        (np.zeros((60, 4), dtype=np.float32), np.zeros(60, dtype=np.int64)),
         (np.zeros((60, 5), dtype=np.float32), np.arange(60) % 3),
+        (np.zeros((60, 4), dtype=np.float64), np.arange(60) % 3),
     ],
-    ids=["features that are no numbers", "one class", "another shape"],
+    ids=["another shape", "another type"],
 )
-def test_bad_records_are_a_failure_without_a_word_or_a_charge(
+def test_a_file_of_another_form_is_a_failure_without_a_word_or_a_charge(
     sites: Sites, x: np.ndarray, y: np.ndarray
 ) -> None:
     np.savez(sites.path / "sites" / "site-0" / "data.npz", x=x, y=y)
     assert code(sites.ask(task())) == "SITE_FAILURE"
     assert sites.entries() == ["OPEN"]
+
+
+@pytest.mark.parametrize("what", [task(alphas=True), task("final"), task("evaluate", SMALL, SMALL)])
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [
+        (np.full((60, 4), np.nan, dtype=np.float32), np.arange(60) % 3),
+        (np.full((60, 4), 1e38, dtype=np.float32), np.arange(60) % 3),
+        (np.ones((60, 4), dtype=np.float32), np.full(60, 7)),
+        (np.ones((60, 4), dtype=np.float32), np.zeros(60, dtype=np.int64)),
+        (np.ones((0, 4), dtype=np.float32), np.zeros(0, dtype=np.int64)),
+    ],
+    ids=["no numbers", "monstrous numbers", "no known class", "one class", "no record"],
+)
+def test_records_whatever_they_are_never_decide_whether_a_site_answers(
+    sites: Sites, x: np.ndarray, y: np.ndarray, what: Task
+) -> None:
+    usual = arrays_of(sites.ask(what))
+    np.savez(sites.path / "sites" / "site-1" / "data.npz", x=x, y=y)
+    answer = arrays_of(sites.ask(what, 1))
+    assert {k: (a.shape, a.dtype) for k, a in answer.items()} == {
+        k: (a.shape, a.dtype) for k, a in usual.items()
+    }
+    known = {name: np.isfinite(array) for name, array in usual.items()}  # a policy's unseen choices are NaN
+    for name, array in answer.items():
+        assert np.array_equal(np.isfinite(array), known[name])
+    assert sites.entries(1) == sites.entries(0)
+
+
+def test_only_the_owners_log_tells_how_many_records_break_the_schema(
+    sites: Sites, caplog: pytest.LogCaptureFixture
+) -> None:
+    usual = sites.ask(task(), 1)
+    assert "break the study's schema" not in caplog.text
+    x, y = np.ones((60, 4), dtype=np.float32), np.arange(60) % 3
+    x[[3, 5], 1], y[7] = np.nan, 8
+    np.savez(sites.path / "sites" / "site-0" / "data.npz", x=x, y=y)
+    answer = sites.ask(task())
+    assert "3 records break the study's schema" in caplog.text
+    assert len(answer.array_records) == len(usual.array_records)
+    assert set(answer) == set(usual)
+    for name, record in answer.config_records.items():
+        assert set(record) == set(usual.config_records[name])
 
 
 def test_a_corrupt_ledger_is_a_ledger_failure(sites: Sites) -> None:
