@@ -202,6 +202,8 @@ def copy(original: Original) -> Path:
 
 def tampered(original: Original, times: int, *, first: int) -> dict[str, Counter[str]]:
     """Tamper again and again, each kind in turn; how often each was done, and what found it."""
+    for untouched in (original.path, original.dead):
+        assert verify(untouched, expected_head=original.head).entries == len(original.content.rows)
     found: dict[str, Counter[str]] = {}
     for number in range(first, first + times):
         generator = random.Random(number)
