@@ -41,6 +41,7 @@ th{font-weight:600;color:var(--soft);font-size:13.5px;border-bottom-color:var(--
 th:last-child,td:last-child{padding-right:0}
 .n{text-align:right}
 td.n{white-space:nowrap}
+table.plan th{white-space:nowrap}
 table.plan td{min-width:52px}
 table.plan td:nth-child(2){min-width:190px}
 th.over{text-align:center;border-bottom:1px solid var(--rule);padding-bottom:4px}
