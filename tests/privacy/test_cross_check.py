@@ -5,7 +5,6 @@ import math
 import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from tests.privacy.cross_check import (
     done,
     exact_divergence,
     gaussian_epsilon,
+    remember,
     run,
     summary,
 )
@@ -28,11 +28,10 @@ from tests.privacy.cross_check import (
 
 @pytest.fixture
 def _remembering(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both accountants compute the same mechanisms again and again; remembering them changes no number."""
-    monkeypatch.setattr(opacus_rdp, "_compute_rdp", lru_cache(maxsize=None)(opacus_rdp._compute_rdp))
-    monkeypatch.setattr(
-        accounting, "_single_loss", lru_cache(maxsize=128)(accounting._single_loss.__wrapped__)
-    )
+    """Both accountants compute the same mechanisms again and again."""
+    monkeypatch.setattr(opacus_rdp, "_compute_rdp", opacus_rdp._compute_rdp)  # as they were, afterwards
+    monkeypatch.setattr(accounting, "_single_loss", accounting._single_loss)
+    remember()
 
 
 @pytest.mark.usefixtures("_remembering")
@@ -46,7 +45,7 @@ def test_no_accountant_disagrees_on_200_schedules() -> None:
 
 @pytest.mark.slow
 def test_no_accountant_disagrees_on_10000_schedules(tmp_path: Path) -> None:
-    """Two processes, about 90 minutes of one core; CROSS_CHECK_LOG names a file to go on with and to keep."""
+    """Two processes, about an hour of one core; CROSS_CHECK_LOG names a file to go on with and to keep."""
     log = Path(os.environ.get("CROSS_CHECK_LOG", tmp_path / "log"))
     with ProcessPoolExecutor(max_workers=2) as pool:
         for half in [pool.submit(run, range(first, 10_000, 2), log) for first in (0, 1)]:
@@ -90,6 +89,7 @@ def test_the_curve_equals_the_sum_by_sixty_digits(q: float, sigma: float) -> Non
         assert curve[order - 2] == pytest.approx(float(exact_divergence(q, sigma, order)), rel=1e-9, abs=0)
 
 
+@pytest.mark.usefixtures("_remembering")
 def test_a_proof_that_was_cut_off_goes_on_where_it_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
