@@ -22,7 +22,10 @@ Ledgers = Annotated[list[Path], typer.Argument(help="Ledger files, or run direct
 
 @group.command("show")
 def show_ledger(paths: Ledgers, as_json: Json = False) -> None:
-    """Show what ledgers say their datasets have spent."""
+    """Show what ledgers say their datasets have spent.
+
+    PATHS are ledger files, or run directories, which stand for the ledgers of their sites.
+    """
     from fednas.privacy.ledger import read_statement
 
     statements = [(path, read_statement(path)) for path in _ledger_files(paths)]
@@ -67,7 +70,10 @@ def verify_ledger(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Recompute every digest, signature, charge and epsilon of ledgers; exit code 1 if one does not hold."""
+    """Recompute every digest, signature, charge and epsilon of ledgers; exit code 1 if one does not hold.
+
+    PATHS are ledger files, or run directories, which stand for the ledgers of their sites.
+    """
     known = _read_marks(marks) if marks is not None else None
     for name, digits in (("--head", head), ("--signer", signer)):
         if digits is not None and not re.fullmatch("[0-9a-f]{64}", digits):
@@ -96,7 +102,10 @@ def state_ledger(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write the statement a data protection officer reads, as JSON and as a page, from ledger files alone."""
+    """Write the statement a data protection officer reads, as JSON and as a page, from ledger files alone.
+
+    PATHS are ledger files, or run directories, which stand for the ledgers of their sites.
+    """
     from fednas.statement import state, write
 
     files = _ledger_files(paths)

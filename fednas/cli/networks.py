@@ -17,7 +17,10 @@ def export_networks(
     out: Annotated[Path | None, typer.Option(help="Folder for the files. Default: RUN/tiers.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Write the network of each device tier again: ONNX, one torch file, weights, architecture."""
+    """Write the network of each device tier again: ONNX, one torch file, weights, architecture.
+
+    RUN is the directory of a finished run.
+    """
     from fednas.config import load_study
     from fednas.export import export
     from fednas.space import Architecture, create

@@ -66,7 +66,10 @@ def plan(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a study will spend, stream by stream, what it uploads, and whether its sites can learn."""
+    """Show what a study will spend, stream by stream, what it uploads, and whether its sites can learn.
+
+    STUDY is a study.toml or a run directory; without it, a study of all defaults.
+    """
     from fednas.feasibility import expected_upload, network_sizes, prospect
 
     began = _agreement(study)

@@ -90,6 +90,26 @@ def test_help_imports_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+def parameters() -> list[tuple[str, str, bool]]:
+    """(command and parameter, the help that a user sees of it, whether it has to name the parameter)."""
+    found = []
+    group = typer.main.get_group(cli.app)
+    for name, command in group.commands.items():
+        for inner in getattr(command, "commands", {name: command}).values():
+            for parameter in inner.params:
+                option = parameter.param_type_name == "option"
+                text = getattr(parameter, "help", "") if option else inner.help
+                found.append((f"{inner.name} {parameter.name}", text or "", not option))
+    return found
+
+
+@pytest.mark.parametrize(("parameter", "text", "by_name"), parameters())
+def test_every_parameter_says_what_it_is(parameter: str, text: str, by_name: bool) -> None:
+    """Arguments in the text of their command: not every version of click shows their own."""
+    assert text
+    assert not by_name or parameter.split()[1].upper() in text
+
+
 def commands() -> list[str]:
     """Every command of both programs, as a user types it."""
     found = []
