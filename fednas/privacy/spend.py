@@ -128,6 +128,8 @@ class Spend:
         elif kind == "RESERVE":
             for name, amount in body["charges"].items():
                 allowance = self.plans[body["run"]].allowance(name)
+                if type(amount) is not int or not 1 <= amount <= self.room(body["run"], name):
+                    raise LedgerError(f"a charge to {name!r} that its plan does not allow")
                 self.spent[body["run"], name] += amount
                 if self.filter is not None:
                     self.filter.add(allowance, amount)

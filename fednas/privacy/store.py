@@ -186,7 +186,13 @@ class LedgerStore:
                         "hold; restore an intact copy"
                     )
                 head = digest
-                take(Entry(seq=seq, kind=kind, body=json.loads(body), digest=digest))
+                try:
+                    facts = json.loads(body)
+                except (ValueError, RecursionError) as error:
+                    raise LedgerError(
+                        f"entry {seq} of the ledger {self._path} is no JSON; restore an intact copy"
+                    ) from error
+                take(Entry(seq=seq, kind=kind, body=facts, digest=digest))
                 self._tail = (seq, head)
 
     def contains(self, digest: str) -> bool:

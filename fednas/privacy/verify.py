@@ -27,15 +27,23 @@ READS = {
     "fitness": ["fitness"],
     "final": ["weights", "architecture", "fitness"],
 }
-FIELDS = {
-    "OPEN": {"cap", "dataset", "format", "key", "noise", "signer"},
-    "CAP": {"cap"},
-    "CHECKPOINT": {"signature"},
-    "DECLARE": {"code", "controller", "declared_size", "packages", "purpose"},
-    "PLAN": {"id", "plan", "run"},
-    "REFUSE": {"code", "run", "subject"},
-    "RESERVE": {"charges", "digest", "kind", "noise", "operation", "round", "run"},
-    "RELEASE": {"operation", "reply"},
+FIELDS: dict[str, dict[str, type]] = {
+    "OPEN": {"cap": dict, "dataset": str, "format": int, "key": str, "noise": str, "signer": str},
+    "CAP": {"cap": dict},
+    "CHECKPOINT": {"signature": str},
+    "DECLARE": {"code": str, "controller": str, "declared_size": int, "packages": dict, "purpose": str},
+    "PLAN": {"id": str, "plan": dict, "run": str},
+    "REFUSE": {"code": str, "run": str, "subject": str},
+    "RESERVE": {
+        "charges": dict,
+        "digest": str,
+        "kind": str,
+        "noise": str,
+        "operation": str,
+        "round": int,
+        "run": str,
+    },
+    "RELEASE": {"operation": str, "reply": str},
 }
 _GROWS = "BEGIN SELECT RAISE(ABORT, '{0} only grow'); END"
 SCHEMA = {
@@ -208,7 +216,8 @@ class _Account:
 
     def add(self, seq: int, kind: str, body: dict[str, Any]) -> None:
         _require((kind == "OPEN") == (seq == 0), "is out of place: OPEN comes first, once")
-        _require(set(body) == FIELDS[kind], f"has other fields than a {kind}")
+        _require({k: type(v) for k, v in body.items()} == FIELDS[kind], f"has other fields than a {kind}")
+        _require(body.get("noise", "secure") in ("secure", "seeded"), "has noise of an unknown kind")
         _require((kind, self.last) != ("CHECKPOINT", "CHECKPOINT"), "signs nothing new")
         self.entries, self.last = self.entries + 1, kind
         if kind == "OPEN":
@@ -242,7 +251,7 @@ class _Account:
 
     def _reserve(self, body: dict[str, Any]) -> None:
         run, charges, operation = body["run"], body["charges"], body["operation"]
-        _require(bool(charges), "charges nothing")
+        _require(bool(charges) and body["round"] >= 0, "charges nothing, or before the first round")
         for name, amount in charges.items():
             _require(type(amount) is int and amount > 0, "charges no positive count")
             self.spent[run, name] += amount

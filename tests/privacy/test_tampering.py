@@ -60,6 +60,15 @@ def edit(kind: str, **fields: object) -> Change:
     return change
 
 
+def put(body: str) -> Change:
+    """Replace the body of the first RESERVE."""
+
+    def change(connection: sqlite3.Connection) -> None:
+        connection.execute("UPDATE entries SET body = ? WHERE seq = 5", (body,))
+
+    return change
+
+
 CHANGES: dict[str, tuple[str | Change, ...]] = {
     "an edited body": (
         "UPDATE entries SET body = replace(body, '\"search\":2', '\"search\":1') WHERE seq = 5",
@@ -127,6 +136,17 @@ FORGERIES: dict[str, Change] = {
         "UPDATE entries SET kind = 'CHECKPOINT', body = (SELECT body FROM entries WHERE seq = 22)"
         " WHERE seq = 21"
     ),
+    "a key that is no text": edit("OPEN", signer=5),
+    "a dataset without a name": edit("OPEN", dataset=None),
+    "noise of an unknown kind": edit("RESERVE", noise="quantum"),
+    "noise that is no text": edit("OPEN", noise=0),
+    "a format that is no integer": edit("OPEN", format=2.0),
+    "a size that is no integer": edit("DECLARE", declared_size="many"),
+    "a round before the first": edit("RESERVE", round=-1),
+    "a body that is no object": put("[]"),
+    "a body that is no JSON": put("{"),
+    "a body deeper than any": put("[" * 100_000),
+    "a number longer than any": put("9" * 10_000),
     "a private fact": edit("RESERVE", num_records=1000),
     "an unknown kind": lambda connection: connection.execute(
         "UPDATE entries SET kind = 'NOTE' WHERE seq = 5"
@@ -140,6 +160,25 @@ FORGERIES: dict[str, Change] = {
 @pytest.mark.parametrize("name", FORGERIES)
 def test_not_even_the_owners_signature_hides(path: Path, name: str) -> None:
     tamper(path, FORGERIES[name], sign=True)
+    with pytest.raises(LedgerTampered):
+        verify(path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name in FORGERIES if name.startswith(("a charge", "a refund", "a body", "a number", "a key"))],
+)
+def test_a_ledger_does_not_go_on_with_what_it_would_not_write(path: Path, name: str) -> None:
+    tamper(path, FORGERIES[name], sign=True)
+    with pytest.raises(LedgerError):
+        open_ledger(path)
+
+
+def test_a_signature_that_is_no_text_is_found(path: Path) -> None:
+    tamper(path, "UPDATE entries SET body = '{\"signature\":5}' WHERE seq = 22")
+    content, _ = read(path)
+    content.rechain()
+    write(content, path)
     with pytest.raises(LedgerTampered):
         verify(path)
 
