@@ -5,10 +5,14 @@ import math
 import operator
 from typing import Any, SupportsFloat, SupportsIndex
 
+import numpy as np
+
 
 def real(value: object) -> float | None:
     """Return a number as a plain float, or None when it is no number or NaN (a bool is no number)."""
-    if isinstance(value, bool | str | bytes) or not isinstance(value, SupportsFloat):
+    if isinstance(value, bool | np.bool_ | np.complexfloating | str | bytes) or not isinstance(
+        value, SupportsFloat
+    ):
         return None
     try:
         number = float(value)

@@ -11,7 +11,7 @@ import numpy as np
 from fednas.errors import ConfigurationError, UnsupportedEventError
 from fednas.privacy.events import Event, Gaussian, NonPrivate, PoissonGaussian
 from fednas.privacy.numbers import count, real
-from fednas.privacy.replacement import replaced_curve
+from fednas.privacy.replacement import LEAST_DIVERGENCE, replaced_curve
 
 ORDERS = tuple(range(2, 257))
 Relation: TypeAlias = Literal["add_remove", "replace_one"]
@@ -331,4 +331,4 @@ def _divergences(q: float, sigma: float, at: tuple[int, ...]) -> np.ndarray:
             )
             terms = np.where(i <= a, terms, -np.inf)
             curve = np.logaddexp(0.0, np.logaddexp.reduce(terms, axis=1)) / (orders - 1.0)
-    return np.where(np.isnan(curve), np.inf, curve)
+    return np.where(np.isnan(curve), np.inf, np.maximum(curve, LEAST_DIVERGENCE))

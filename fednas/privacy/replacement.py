@@ -6,6 +6,8 @@ from functools import lru_cache
 import numpy as np
 from scipy.special import gammaln, log_ndtr, ndtr
 
+LEAST_DIVERGENCE = 5e-324  # a release that costs less than any float costs the least float, and is not free
+
 _WIDTH = 12.0  # standard deviations of noise that the grid reaches beyond what it must cover
 _REACH = 20.0  # standard deviations of noise up to which the mass of high orders is followed
 _CELLS = 48  # of the grid to a standard deviation of noise: chords cost less than 0.1 % of the divergence
@@ -62,7 +64,7 @@ def replaced_curve(q: float, sigma: float, orders: tuple[int, ...]) -> np.ndarra
             convex = np.logaddexp(np.log1p(-q), np.log(q) + (a - 1.0) * whole)
             chords = np.log1p(_excess(q, sigma, a)) if sigma >= _LEAST_SIGMA else convex
             curve = np.where(chords < convex, chords, convex) / (a - 1.0)
-    curve = np.where(np.isnan(curve), np.inf, np.maximum(curve, 0.0))
+    curve = np.where(np.isnan(curve), np.inf, np.maximum(curve, LEAST_DIVERGENCE))
     curve.flags.writeable = False
     return curve
 
