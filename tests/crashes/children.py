@@ -18,9 +18,11 @@ import fednas.supernet.supernet
 from client.app import app
 from client.site import open_site
 from fednas.config import SiteConfig, dump_study, save_site
-from fednas.errors import PrivacyError
+from fednas.errors import LedgerError, PrivacyError
 from fednas.privacy.budget import PrivacyBudget
+from fednas.privacy.ledger import Arrays, Permit
 from fednas.privacy.plan import PrivacyPlan
+from fednas.privacy.released import serialise
 from fednas.privacy.store import LedgerStore
 from fednas.schedule import release_schedule
 from fednas.space import create
@@ -39,6 +41,7 @@ STUDY = tiny.study(schedule={"spare_rounds": 60})
 SPACE = create("mlp", (4,), 3)
 RACES = {
     "one": plan_of(search=search_event(20)),
+    "long": plan_of(search=search_event(1000, q=0.01)),
     "two": plan_of(search=search_event(60)),
     "filtered": plan_of(PrivacyBudget(epsilon=3.0, delta=1e-5, order=8), search=search_event(400, q=0.3)),
 }
@@ -200,6 +203,40 @@ def spend(network: int, *, path: str, runs: Sequence[str], plan: str, first: int
                 granted["units"] += 1
                 number += 1
     os.write(network, frame(MARK, f"{granted['plans']} {granted['units']} {refused}".encode()))
+
+
+# Wear
+
+
+def wear(
+    network: int, *, path: str, first: int, count: int, unsynced: bool = False, abrupt: bool = False
+) -> None:
+    """Make releases; marks say when each mechanism starts, and what is sent.
+
+    Args:
+        abrupt: an error of the ledger ends the process at once, without closing anything.
+    """
+    if unsynced:
+        _leave_unsynced()
+    terms = RACES["long"]
+
+    def mechanism(permit: Permit) -> Arrays:
+        os.write(network, frame(MARK, b"mechanism"))
+        return noise(permit)
+
+    try:
+        ledger = open_ledger(Path(path))
+        ledger.open_plan("run", terms)
+        for number in range(first, first + count):
+            released = ledger.release(operation(number), charges={"search": 1}, mechanism=mechanism)
+            content = hashlib.sha256(serialise(dict(released.value))).hexdigest()
+            text = f"sent {released.operation_id} {released.head} {content}"
+            os.write(network, frame(MARK, text.encode()))
+    except LedgerError:
+        if abrupt:
+            points.die()
+        raise
+    ledger.close()
 
 
 def warm() -> None:

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 IMPORTS = ("server.app", "client.app", "simulations.loopback", "fednas.export", "tests.crashes.children")
 ACTIONS = ("fail", "short", "kill before", "kill after")
 
+KILLED = -9
 MARK, REPLY = b"M", b"R"
 _HEADER = struct.Struct("<cI")
 

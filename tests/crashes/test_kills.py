@@ -10,11 +10,10 @@ import pytest
 
 from fednas.wire import Answer, Refusal
 from tests.crashes import children, points
-from tests.crashes.nursery import End, Job, Nursery
+from tests.crashes.nursery import KILLED, End, Job, Nursery
 from tests.crashes.witness import Witness, answer_of
 from tests.simulations import tiny
 
-KILLED = -9
 KINDS = ("train", "final")
 CREATION = tuple(label for label in points.CLIENT if label.startswith(("creating", "opening")))
 AT_WORK = tuple(label for label in points.CLIENT if label not in CREATION)

@@ -62,6 +62,7 @@ class Witness:
     contents: dict[str, str] = field(default_factory=dict)  # operation -> sha256 of its reply
     charges: Counter[str] = field(default_factory=Counter)
     seen: int = 0  # entries
+    reservations: int = 0
     uncharged: int = 0
     lost: int = 0
     broken: int = 0
@@ -69,22 +70,28 @@ class Witness:
     def receive(self, answer: Answer) -> None:
         """A reply has arrived: from now on its charge may never be gone, nor its content change."""
         content = hashlib.sha256(serialise(dict(answer.arrays))).hexdigest()
-        if self.contents.setdefault(answer.operation_id, content) != content:
+        self.note(answer.operation_id, answer.head, content)
+
+    def note(self, operation: str, head: str, content: str) -> None:
+        """The same, of a release that is known by its head and its content's digest."""
+        if self.contents.setdefault(operation, content) != content:
             self.uncharged += 1  # a second release under the charge of the first
-        self.heads[answer.operation_id] = answer.head
+        self.heads[operation] = head
 
     def look(self) -> None:
         """Hold the file against everything that was seen of it; what is wrong adds up."""
+        try:
+            verify(self.path)  # first: it leaves the file as it is
+            whole = True
+        except LedgerTampered:
+            whole = False
         lines = read(self.path)
-        if lines or self.heads:
-            try:
-                verify(self.path)
-            except LedgerTampered:
-                self.broken += 1
+        self.broken += not whole and bool(lines or self.heads)
         digests = {line.digest for line in lines}
         self.lost += sum(head not in digests for head in self.heads.values())
         self.uncharged += sum(not _is_paid(lines, operation, self) for operation in self.heads)
         charges: Counter[str] = Counter()
+        self.reservations = sum(line.kind == "RESERVE" for line in lines)
         for line in lines:
             if line.kind == "RESERVE":
                 charges.update(line.body["charges"])
