@@ -53,11 +53,22 @@ class RunDirectory:
         return read_json(self.path / name)
 
     def save(self, round_number: int, supernet: Supernet, state: Mapping[str, Any]) -> None:
-        """Write a checkpoint durably, then drop the ones before the previous: a crash leaves a whole one."""
+        """Write a checkpoint durably, then drop the ones before the previous: a crash leaves a whole one.
+
+        Raises:
+            RunDirectoryError: the disk refuses.
+        """
         target = self.path / "checkpoints" / f"{round_number:05d}"
+        try:
+            self._save(target, supernet, state)
+        except OSError as error:
+            raise _unwritable(target, error) from error
+
+    def _save(self, target: Path, supernet: Supernet, state: Mapping[str, Any]) -> None:
         draft = target.with_suffix(".draft")
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
+        _sync(self.path)  # the name of the folder of checkpoints
         supernet.save(draft / "supernet.safetensors")
         write_json(draft / "state.json", state)
         _sync(draft / "supernet.safetensors")
@@ -116,9 +127,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         draft.replace(path)
         _sync(path.parent)
     except OSError as error:
-        raise RunDirectoryError(
-            f"cannot write {path}: {error.strerror}; make room, or give the disk back, and resume"
-        ) from error
+        raise _unwritable(path, error) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -134,6 +143,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RunDirectoryError(f"{path} is not a JSON object; the run cannot be read from here")
     return value
+
+
+def _unwritable(path: Path, error: OSError) -> RunDirectoryError:
+    return RunDirectoryError(
+        f"cannot write {path}: {error.strerror}; make room, or give the disk back, and resume"
+    )
 
 
 def _sync(path: Path) -> None:

@@ -75,7 +75,9 @@ def run_scenario(
     ] = None,
     runtime: Annotated[str, typer.Option(help="loopback, workers (processes) or ray.")] = "loopback",
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out, with what it began with.")
+    ] = False,
     non_private: Annotated[
         bool, typer.Option("--non-private", help="No noise, epsilon = infinity: a baseline.")
     ] = False,

@@ -86,6 +86,23 @@ def test_a_run_that_dies_at_any_write_to_the_disk_ends_as_the_uninterrupted_one(
     assert same(whole, pieces)
 
 
+def test_a_disk_that_is_full_at_a_checkpoint_is_one_line_and_the_run_resumes(
+    study: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(Stubs(facts=facts(study)), folder(tmp_path / "whole", study))
+    path = folder(tmp_path / "run", study)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", full)
+        with pytest.raises(RunDirectoryError, match="No space left on device") as caught:
+            run(Stubs(facts=facts(study)), path)
+    assert "\n" not in str(caught.value)
+    assert same(whole, run(Stubs(facts=facts(study)), path, resume=True))
+
+
 def test_a_begun_run_is_not_begun_again_without_resume(study: StudyConfig, tmp_path: Path) -> None:
     path = folder(tmp_path / "run", study)
     run(Stubs(facts=facts(study)), path)
