@@ -48,6 +48,11 @@ def answer_of(reply: bytes) -> tuple[int, Answer | Refusal | None]:
     return message.metadata.src_node_id, said
 
 
+def content_of(answer: Answer) -> str:
+    """sha256 of the bytes that the ledger released."""
+    return hashlib.sha256(serialise(dict(answer.arrays))).hexdigest()
+
+
 @final
 @dataclass(kw_only=True)
 class Witness:
@@ -69,8 +74,7 @@ class Witness:
 
     def receive(self, answer: Answer) -> None:
         """A reply has arrived: from now on its charge may never be gone, nor its content change."""
-        content = hashlib.sha256(serialise(dict(answer.arrays))).hexdigest()
-        self.note(answer.operation_id, answer.head, content)
+        self.note(answer.operation_id, answer.head, content_of(answer))
 
     def note(self, operation: str, head: str, content: str) -> None:
         """The same, of a release that is known by its head and its content's digest."""
