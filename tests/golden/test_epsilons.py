@@ -34,7 +34,7 @@ def test_reference_epsilons_stay_where_they_are(
 
 
 @pytest.mark.parametrize(("row", "published"), list(zip(REFERENCE, PUBLISHED_RDP)))
-def test_a_third_accountant_agrees(
+def test_two_other_accountants_agree(
     row: tuple[float, float, int, float, float, float], published: float
 ) -> None:
     q, sigma, steps, _, pld, prv = row
