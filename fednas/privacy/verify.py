@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 ORDERS = range(2, 257)
+GRAINS = 2**1074  # every float is a whole number of 1 / GRAINS, so sums of any length can be exact
 READS = {
     "search": ["weights"],
     "alphas": ["architecture"],
@@ -135,7 +136,7 @@ def verify(
             account.add(seq, kind, json.loads(text))
         except LedgerTampered as error:
             raise LedgerTampered(f"entry {seq} {error}") from None
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
             raise LedgerTampered(f"entry {seq} is malformed: {error!r}") from error
     if account.releases != replies:
         raise LedgerTampered("the stored replies are not those that were released")
@@ -204,7 +205,7 @@ class _Account:
         self.identity: dict[str, Any] = {}
         self.cap = (0.0, 0.0)
         self.first_epsilon, self.order = 0.0, 0
-        self.filtered: dict[str, Counter[tuple[float, float]]] = {s: Counter() for s in READS["final"]}
+        self.filtered = dict.fromkeys(READS["final"], 0)  # divergences at the order, in GRAINS
         self.last = ""
         self.seeded = False
         self.plans: dict[str, dict[str, tuple[Mechanism, int]]] = {}
@@ -267,13 +268,15 @@ class _Account:
         self.reservations += 1
 
     def _filter(self, streams: list[str], mechanism: tuple[float, float], amount: int) -> None:
+        divergence = renyi(*mechanism)[self.order - ORDERS.start]
+        _require(math.isfinite(divergence), "charges what no filter bounds")
         bound = self.cap[0] - conversion(self.order, self.cap[1])
+        numerator, denominator = divergence.as_integer_ratio()
         for stream in streams:
-            amounts = self.filtered[stream]
-            amounts[mechanism] += amount
-            total = math.fsum(n * renyi(*m)[self.order - ORDERS.start] for m, n in amounts.items())
+            self.filtered[stream] += amount * numerator * (GRAINS // denominator)
             # Another formula than the ledger's: the last digits may differ.
-            _require(total <= bound * (1 + 1e-9), "charges more than its filter allows")
+            within = self.filtered[stream] / GRAINS <= bound * (1 + 1e-9)
+            _require(within, "charges more than its filter allows")
 
     def verification(self, *, head: str) -> Verification:
         epsilon_cap, delta = self.cap

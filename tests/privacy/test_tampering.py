@@ -174,6 +174,22 @@ def test_a_ledger_does_not_go_on_with_what_it_would_not_write(path: Path, name: 
         open_ledger(path)
 
 
+def test_a_filter_that_nothing_fits_is_found(path: Path) -> None:
+    """Numbers at the edge of what a float can hold are a finding, too, not a failure of the verifier."""
+    plan = json.loads(SMALL.to_json())
+    plan["allowances"][0]["event"] |= {"noise_multiplier": "1e-153", "sampling_probability": "1.0"}
+    text = json.dumps(plan, sort_keys=True, separators=(",", ":"))
+    tamper(
+        path,
+        edit("OPEN", cap={"delta": "1e-05", "epsilon": "1e+300", "order": 8}),
+        edit("PLAN", plan=plan, id=hashlib.sha256(text.encode()).hexdigest()),
+        edit("RESERVE", charges={"search": 20}),
+        sign=True,
+    )
+    with pytest.raises(LedgerTampered):
+        verify(path)
+
+
 def test_a_signature_that_is_no_text_is_found(path: Path) -> None:
     tamper(path, "UPDATE entries SET body = '{\"signature\":5}' WHERE seq = 22")
     content, _ = read(path)
