@@ -6,7 +6,7 @@ from typing import NoReturn
 import click
 import typer
 
-from fednas.cli import ledgers, networks, planning
+from fednas.cli import leaving, ledgers, networks, planning
 from fednas.errors import FednasError
 
 __all__ = ["app", "main", "run_cli"]
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 app.command("plan")(planning.plan)
 app.add_typer(ledgers.group, name="ledger")
+app.command("wire")(leaving.show_wire)
 app.command("export")(networks.export_networks)
 
 

@@ -29,6 +29,18 @@ def test_export_writes_one_tier_or_all_elsewhere(
     assert Path(written["small"]["weights"]).read_bytes() == original
 
 
+def test_wire_prints_every_field_that_leaves_a_site(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from fednas.wire_schema import schema_rows
+
+    assert call(monkeypatch, "wire", "--json") == 0
+    shown = json.loads(capfd.readouterr().out)
+    assert [(row["message"], row["name"]) for row in shown] == [(r.message, r.name) for r in schema_rows()]
+    assert call(monkeypatch, "wire") == 0
+    assert "not covered" in capfd.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
