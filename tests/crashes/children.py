@@ -1,9 +1,11 @@
 """What children do: a site answers tasks, a server conducts a study, several share one ledger."""
 
 import hashlib
+import logging
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -41,9 +43,9 @@ STUDY = tiny.study(schedule={"spare_rounds": 60})
 SPACE = create("mlp", (4,), 3)
 RACES = {
     "one": plan_of(search=search_event(20)),
-    "long": plan_of(search=search_event(1000, q=0.01)),
-    "two": plan_of(search=search_event(60)),
-    "filtered": plan_of(PrivacyBudget(epsilon=3.0, delta=1e-5, order=8), search=search_event(400, q=0.3)),
+    "long": plan_of(search=search_event(1000, sigma=200.0, q=1.0)),
+    "two": plan_of(search=search_event(8, sigma=1.0)),
+    "filtered": plan_of(PrivacyBudget(epsilon=3.0, delta=1e-5, order=8), search=search_event(12, sigma=1.3)),
 }
 
 
@@ -53,7 +55,7 @@ RACES = {
 def make_site(folder: Path, *, epsilon: float = 3.0) -> Path:
     """A site with the 150 flowers of Fisher's iris data and secret noise."""
     flowers = load_iris()
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "ledger").mkdir(parents=True, exist_ok=True)
     np.savez(
         folder / "data.npz", x=flowers.data.astype(np.float32), y=np.asarray(flowers.target, dtype=np.int64)
     )
@@ -64,7 +66,7 @@ def make_site(folder: Path, *, epsilon: float = 3.0) -> Path:
         declared_size=150,
         epsilon=epsilon,
         delta=STUDY.privacy.delta,
-        ledger=folder / "ledger.sqlite",
+        ledger=folder / "ledger" / "ledger.sqlite",
         device=tiny.device("large"),
     )
     save_site(config, folder / "site.toml")
@@ -103,8 +105,12 @@ def site(
     die: tuple[str, int] | None = None,
     unsynced: bool = False,
 ) -> None:
-    """Answer tasks with the real client app; marks say when a mechanism starts, replies are what is sent."""
+    """Answer tasks with the real client app; replies are what is sent.
+
+    Marks say when a mechanism starts, and what the app says to the site's operator.
+    """
     _mark_mechanisms(network)
+    logging.getLogger("fednas.client").addHandler(_Overheard(network))
     if unsynced:
         _leave_unsynced()
     if die is not None:
@@ -117,6 +123,18 @@ def site(
         (reply,) = grid.send_and_receive([message])
         os.write(network, frame(REPLY, internals.encode(reply)))
     open_site.cache_clear()
+
+
+class _Overheard(logging.Handler):
+    """Passes on what an operator reads."""
+
+    def __init__(self, network: int) -> None:
+        super().__init__()
+        self._network = network
+
+    def emit(self, record: logging.LogRecord) -> None:
+        trace = " with a traceback" if record.exc_info else ""
+        os.write(self._network, frame(MARK, f"log{trace} {record.getMessage()}".encode()))
 
 
 def _mark_mechanisms(network: int) -> None:
@@ -180,7 +198,7 @@ def _save_file(tensors: dict[str, Any], path: Path, metadata: dict[str, str]) ->
 
 
 def spend(network: int, *, path: str, runs: Sequence[str], plan: str, first: int) -> None:
-    """Open plans and take one unit after the other until the ledger refuses; a mark says what was granted."""
+    """Open plans, take one unit after the other until the ledger refuses, and say what was granted."""
     granted = {"plans": 0, "units": 0}
     refused = ""
     terms = RACES[plan]
@@ -247,6 +265,10 @@ def warm() -> None:
         for kind in ("train", "evaluate"):
             grid.send_and_receive([Message(encode_task(make_task(kind, 1)), 1, kind, ttl=60.0)])
         open_site.cache_clear()
+        for name, terms in RACES.items():
+            with open_ledger(Path(folder) / name, cap=terms.budget) as ledger, suppress(PrivacyError):
+                ledger.open_plan("left", terms)
+                ledger.open_plan("right", terms)
         run = tiny.make_run(Path(folder) / "run", STUDY)
         nodes = {i + 1: {"partition-id": i} for i in range(tiny.NUM_SITES)}
         conduct(InProcessGrid(app, nodes, {"sites-dir": str(run / "sites")}), run, resume=False)

@@ -25,7 +25,7 @@ IMPORTS = ("server.app", "client.app", "simulations.loopback", "fednas.export", 
 ACTIONS = ("fail", "short", "kill before", "kill after")
 
 KILLED = -9
-MARK, REPLY = b"M", b"R"
+MARK, REPLY, CALLS = b"M", b"R", b"C"
 _HEADER = struct.Struct("<cI")
 
 
@@ -84,6 +84,11 @@ class End:
     def marks(self) -> list[str]:
         """The marks among the frames."""
         return [data.decode() for kind, data in self.frames if kind == MARK]
+
+    @property
+    def calls(self) -> int:
+        """How many calls a fault could have been about, as far as the child came."""
+        return sum(int(data) for kind, data in self.frames if kind == CALLS)
 
     @property
     def replies(self) -> list[bytes]:
@@ -234,6 +239,8 @@ def _live(job: Mapping[str, Any], programs: Mapping[str, Any], network: int, rea
                     fault.error,
                 )
         programs[job["program"]](network, **job["arguments"])
+        if job["fault"] is not None:
+            os.write(network, frame(CALLS, str(ctypes.CDLL(None).disk_calls()).encode()))
         status = 0
     except BaseException:  # noqa: BLE001  the child's own border: its parent sees the status
         traceback.print_exc()

@@ -54,7 +54,7 @@ def kill_site(nursery: Nursery, folder: Path, labels: Sequence[str], tally: Tall
     """Kill one site again and again; the server goes on asking until each task is answered, some twice."""
     moments = random.Random(seed)
     path = children.make_site(folder)
-    witness = Witness(path=folder / "ledger.sqlite")
+    witness = Witness(path=folder / "ledger" / "ledger.sqlite")
     answered = 0
 
     def ask(first: int, count: int, die: tuple[str, int] | None = None) -> End:
