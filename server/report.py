@@ -95,7 +95,7 @@ def privacy_statement(directory: RunDirectory, agreement: Agreement) -> dict[str
         "sites": {site: _terms(plan) for site, plan in agreement.plans.items()},
         "epsilon": agreement.claim,
         "delta": agreement.delta,
-        "across_sites": "a record's epsilon is its own site's; above is the largest of any site, not a sum",
+        "across_sites": "a record's epsilon is its own site's; the statement's is the largest, not a sum",
         "plans": {plan.id: _describe(plan) for plan, _ in agreement.by_plan()},
         "non_private": directory.study.privacy.non_private,
         "run": directory.run,

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from fednas.wire import Refusal
 from simulations.analysis import Summary
 from simulations.runner import site_statements
 
@@ -113,24 +114,30 @@ def site_table(path: Path, result: Mapping[str, Any]) -> Table:
     for name in ("this run", "epsilon claimed", "epsilon charged", "cap", "delta", "entries", "ledger"):
         table.add_column(name, justify="right")
     statements = site_statements(path)
+    sites, left_out = result.get("sites", {}), result.get("left_out", {})
     worst = 0.0
     for site, statement in statements.items():
+        planned = sites.get(site)
+        code = left_out.get(site) or (planned or {}).get("refused")
+        this_run = "-" if planned is None else f"{planned['epsilon']:.4f}"
+        terms = (f"{statement.cap.epsilon:g}", f"{statement.delta:g}", str(statement.entries))
+        if code == Refusal.LEDGER_ROLLED_BACK.value:
+            # Its file holds together and leaves out what was spent since: no number of it may be believed.
+            table.add_row(site, this_run, "unknown", "unknown", *terms, "[red]rolled back[/]")
+            continue
         seeded = statement.non_private and statement.nominal_claimed_epsilon < float("inf")
         claimed = statement.nominal_claimed_epsilon if seeded else statement.claimed_epsilon
         worst = max(worst, claimed)
-        planned = result["sites"].get(site)
         charged = max(spend.nominal_charged_epsilon for spend in statement.streams)
         table.add_row(
             site,
-            "-" if planned is None else f"{planned['epsilon']:.4f}",
+            this_run,
             f"{claimed:.4f}" + (" (nominal)" if seeded else ""),
             f"{charged:.4f}",
-            f"{statement.cap.epsilon:g}",
-            f"{statement.delta:g}",
-            str(statement.entries),
+            *terms,
             "[green]verified[/]",
         )
-    table.caption = f"each site's records have its own epsilon; the largest is {worst:.4f}"
+    table.caption = f"each site's records have its own epsilon; the largest that is known is {worst:.4f}"
     if any(statement.non_private for statement in statements.values()):
         table.caption = "[red]NOT PRIVATE: epsilon is infinite (seeded test noise, or none)[/]"
     return table
