@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from fednas.privacy.ledger import Permit
 from fednas.privacy.streams import StreamedRecords
 from fednas.space.layers import Network
-from fednas.supernet.chunks import steady_rows
+from fednas.supernet.chunks import chunks, steady_rows
 
 
 def stem_features(network: Network, records: StreamedRecords, permit: Permit) -> StreamedRecords:
@@ -23,7 +23,10 @@ def stem_features(network: Network, records: StreamedRecords, permit: Permit) ->
     def transform(x: NDArray[np.float32]) -> NDArray[np.float32]:
         with torch.no_grad():
             size = steady_rows(lambda rows, _: [network.stem(rows)], records.record_shape, len(x))
-            parts = [network.stem(torch.from_numpy(x[i : i + size])) for i in range(0, len(x), size)]
+            labels = torch.zeros(len(x), dtype=torch.int64)
+            parts = [
+                network.stem(rows)[:number] for rows, _, number in chunks(torch.from_numpy(x), labels, size)
+            ]
         features: NDArray[np.float32] = torch.cat(parts).numpy()
         return features
 
