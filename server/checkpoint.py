@@ -44,6 +44,19 @@ class RunDirectory:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_json(target, value)
 
+    def settle(self, *names: str) -> None:
+        """Put files, and folders with all that is in them, on the disk before another file announces them.
+
+        Raises:
+            RunDirectoryError: the disk refuses.
+        """
+        for name in names:
+            for path in (self.path / name, *sorted((self.path / name).rglob("*"))):
+                try:
+                    _sync(path)
+                except OSError as error:
+                    raise _unwritable(path, error) from error
+
     def read(self, name: str) -> dict[str, Any]:
         """One JSON file.
 
@@ -111,6 +124,8 @@ def create_run(path: Path, study: StudyConfig, *, run: str, about: Mapping[str, 
         raise RunDirectoryError(f"{path} already holds a run; resume it or choose another folder")
     path.mkdir(parents=True, exist_ok=True)
     save_study(study, path / "study.toml")
+    _sync(path / "study.toml")
+    _sync(path.parent)
     write_json(path / "run.json", {"format": FORMAT, "run": run} | dict(about))
 
 

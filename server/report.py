@@ -68,6 +68,7 @@ def write_results(completed: Completed) -> None:
         | _terms(agreement.plans[member.facts.site])
         for member in cohort.members
     }
+    directory.settle("supernet.safetensors", *(["tiers"] if tiers else []))
     directory.write(
         "result.json",
         {
