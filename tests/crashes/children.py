@@ -16,6 +16,7 @@ from safetensors.torch import save
 from sklearn.datasets import load_iris
 
 import client.site
+import fednas.export
 import fednas.supernet.supernet
 from client.app import app
 from client.site import open_site
@@ -165,8 +166,9 @@ def _leave_unsynced() -> None:
 
 def server(network: int, *, path: str, die: tuple[str, int] | None = None, results: bool = False) -> None:
     """Conduct, or resume, the tiny study; every reply that arrives is passed on, at last the supernet."""
-    module: Any = fednas.supernet.supernet
-    module.save_file = _save_file
+    writers: list[Any] = [fednas.supernet.supernet, fednas.export]
+    for module in writers:
+        module.save_file = _save_file
     if die is not None:
         points.arm(*die)
     pull = InProcessGrid.pull_messages

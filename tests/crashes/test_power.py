@@ -184,11 +184,13 @@ def lose_power_of_server(nursery: Nursery, run: Path, log: Path, count: int, see
     return losses
 
 
-def record_study(nursery: Nursery, run: Path) -> Path:
+def record_study(nursery: Nursery, run: Path, *, results: bool = False) -> Path:
+    """The log of a whole study; what it began with is kept beside it."""
     tiny.make_run(run, children.STUDY)
     shutil.copytree(run, run.with_suffix(".before"))
     log = run.with_suffix(".log")
-    end = nursery.one(Job(program="server", arguments={"path": str(run)}, log=str(log), root=str(run)))
+    arguments = {"path": str(run), "results": results}
+    end = nursery.one(Job(program="server", arguments=arguments, log=str(log), root=str(run)))
     assert end.status == 0, nursery.errors()
     return log
 
@@ -225,6 +227,26 @@ def test_a_ledger_of_which_a_sync_failed_at_its_opening_never_loses_a_later_char
     fault = Fault(kinds=kinds, first=call, last=call, error=error)
     log = record(watched, tmp_path / "ward", count=2, fault=fault, faulty=life, lives=2 + life)
     assert not lose_power(tmp_path / "ward", log, 8, call).charges
+
+
+@pytest.mark.slow
+def test_results_that_are_announced_are_on_the_disk(watched: Nursery, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    found = events(record_study(watched, run, results=True))
+    files = [run / "supernet.safetensors", *sorted(p for p in run.glob("tiers/**/*") if p.is_file())]
+    assert len(files) == 1 + 5 * tiny.NUM_SITES
+    expected = {str(path.relative_to(run)): path.read_bytes() for path in files}
+    announced = 0
+    for seed in range(30):
+        disk = Disk(run, run.with_suffix(".before"), random.Random(seed))
+        for event in found[: len(found) - seed]:
+            disk.take(event)
+        out = tmp_path / str(seed)
+        disk.lose_power(out)
+        if (out / "result.json").exists():
+            announced += 1
+            assert {name: (out / name).read_bytes() for name in expected} == expected
+    assert announced
 
 
 @pytest.mark.slow
