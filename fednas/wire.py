@@ -31,6 +31,7 @@ TaskKind = Literal["train", "final", "evaluate"]
 
 _NPY_HEADER = 128  # bytes that numpy writes before the values of any array of one dimension
 _MAX_NAME = 80
+_MAX_COUNT = 10**12  # of records: beyond it arithmetic on public weights would overflow
 
 
 class Refusal(StrEnum):
@@ -122,7 +123,7 @@ class SiteFacts:
             isinstance(name, str) and 0 < len(name) <= _MAX_NAME and name.isprintable()
             for name in (self.site, self.dataset)
         )
-        counts = all(type(count) is int and count >= 1 for count in (self.declared_size, self.protocol))
+        counts = all(type(n) is int and 1 <= n <= _MAX_COUNT for n in (self.declared_size, self.protocol))
         budget = all(type(bound) in (int, float) for bound in (self.epsilon_cap, self.delta))
         budget = budget and self.epsilon_cap > 0.0 and 0.0 < self.delta < 1.0
         order = self.order is None or (type(self.order) is int and 2 <= self.order <= 256)
