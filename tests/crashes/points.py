@@ -19,6 +19,7 @@ from fednas.privacy.store import LedgerStore
 from fednas.supernet import Supernet
 from server.checkpoint import RunDirectory
 from simulations.loopback import InProcessGrid
+from tests.crashes.nursery import REPLY
 
 Test = Callable[..., bool]
 
@@ -55,7 +56,7 @@ CLIENT: dict[str, _Point] = {
     "inside the release's commit: reply stored": (LedgerStore, "keep", "after", _any),
     "inside the release's commit: entry written": (LedgerStore, "append", "after", _kind("RELEASE")),
     "after the release, before it is sent": (PrivacyLedger, "release", "after", _any),
-    "after it was sent": (os, "write", "after", _any),
+    "after it was sent": (os, "write", "after", lambda network, data: data[:1] == REPLY),
 }
 SERVER: dict[str, _Point] = {
     "after the tasks were pushed": (InProcessGrid, "push_messages", "after", _any),

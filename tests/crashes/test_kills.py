@@ -5,12 +5,13 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from fednas.wire import Answer, Refusal
 from tests.crashes import children, points
-from tests.crashes.nursery import KILLED, End, Job, Nursery
+from tests.crashes.nursery import KILLED, End, Fault, Job, Nursery
 from tests.crashes.witness import Witness, answer_of
 from tests.simulations import tiny
 
@@ -162,3 +163,26 @@ def test_a_thousand_kills_leave_no_uncharged_release_no_lost_entry_and_no_broken
         study = tmp_path / f"study-{number}"
         kill_study(nursery, study, labels, tally, seed=number, expected=expected, passages=3)
     tally.check(kills=1000, labels=points.POINTS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["kill before", "kill after"])
+def test_every_call_of_a_site_to_its_disk_may_be_the_last(
+    watched: Nursery, tmp_path: Path, moment: Literal["kill before", "kill after"]
+) -> None:
+    tally, call, end = Tally(), 0, None
+    while end is None or end.status == KILLED:
+        path = children.make_site(tmp_path / str(call))
+        witness = Witness(path=path.parent / "ledger" / "ledger.sqlite")
+        fault = Fault(kinds="owsn", first=call, last=call, action=moment)
+        arguments = {"path": str(path), "tasks": [("train", 1), ("final", 2)]}
+        end = watched.one(Job(program="site", arguments=arguments, root=str(path.parent), fault=fault))
+        for again in (end, watched.one(Job(program="site", arguments=arguments))):
+            for _, answer in map(answer_of, again.replies):
+                assert isinstance(answer, Answer), answer
+                witness.receive(answer)
+            witness.look()
+        assert len(witness.heads) == 2
+        tally.add(moment, [witness], kills=end.status == KILLED)
+        call += 1
+    tally.check(kills=50, labels=[moment])
