@@ -1,6 +1,6 @@
 """What a noise coordinate costs: a rounded Box-Muller transform, ours, and OpenDP's exact sampler.
 
-`python -m simulations.benchmarks.noise [--size N]` prints a table. Box-Muller is what this project drew before
+`python -m simulations.benchmarks.noise [--size N]` prints a table. Box-Muller is what was drawn here before,
 on the same keystream: a continuous Gaussian, rounded. Ours and OpenDP's are the discrete Gaussian. Times are
 the least of several runs, of this process's processor time; OpenDP draws fewer and is scaled up.
 """
