@@ -70,7 +70,7 @@ def triple(seed: int, spy: Spy) -> tuple[Units, Units, Units]:
     g = np.random.default_rng([20, seed])
     space = SPACES[str(g.choice(list(SPACES), p=(0.2, 0.2, 0.2, 0.05, 0.2, 0.15)))]  # digits is slow
     what = str(g.choice(list(MECHANISMS)))
-    architecture, number, micro_batch = space.sample(g), int(g.integers(0, 12)), int(g.choice([5, 8, 16]))
+    architecture, number, micro_batch = space.sample(g), int(g.integers(0, 12)), int(g.choice([5, 8, 12, 16]))
     x = g.standard_normal((number, *space.input_shape)).astype(np.float32)
     y = g.integers(0, space.num_classes, number)
     record, label = monster(str(g.choice(KINDS)), space.input_shape, g), int(g.integers(space.num_classes))

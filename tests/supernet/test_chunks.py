@@ -78,6 +78,30 @@ def test_records_pass_together_only_where_nothing_but_themselves_counts(
     assert steady_rows(compute, (5,), 8) == rows
 
 
+@pytest.mark.parametrize(
+    ("limit", "rows"), [(1, 1), (2, 1), (7, 1), (8, 8), (9, 8), (15, 8), (16, 16), (31, 24), (64, 64)]
+)
+def test_no_chunk_has_a_row_that_kernels_leave_over(limit: int, rows: int) -> None:
+    seen: list[int] = []
+
+    def compute(x: Tensor, y: Tensor) -> Sequence[Tensor]:
+        seen.append(len(x))
+        return [x]
+
+    assert steady_rows(compute, (5,), limit) == rows
+    assert set(seen) <= {rows}
+
+
+@pytest.mark.parametrize("place", range(16))
+def test_a_place_that_is_another_is_found_wherever_it_is(place: int) -> None:
+    def compute(x: Tensor, y: Tensor) -> Sequence[Tensor]:
+        scale = torch.ones(len(x), 1)
+        scale[place] += 2.0**-23
+        return [x * scale]
+
+    assert steady_rows(compute, (5,), 16) == 1
+
+
 def test_a_limit_of_one_needs_no_trial() -> None:
     def never(x: Tensor, y: Tensor) -> Sequence[Tensor]:
         raise AssertionError("it was tried")
