@@ -67,7 +67,7 @@ def _answer(message: Message, context: Context, act: Callable[[Site], RecordDict
         explain(content)  # what the schema does not name stays here
         with suppress(Exception):  # whether this line could be written must not decide the answer
             if site.left_out:
-                _log.warning("%d records break the schema and are left out of every sum", site.left_out)
+                _log.warning("%d records break the study's schema and are left out", site.left_out)
     except Exception as error:  # noqa: BLE001  an exception's text or type may hold private values: it must not travel
         # Asked of the type: an exception may claim to be of another class, or raise when it is asked.
         code = next((c for kind, c in _CODES if issubclass(type(error), kind)), Refusal.SITE_FAILURE)
