@@ -123,8 +123,10 @@ class LedgerStore:
             raise LedgerError(f"{self._path} has other tables or triggers than a ledger; open the right file")
         self._connection.execute("COMMIT")
         # What a process left behind, its last sync having failed, may be in the cache only: write it anew.
-        if self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()[0][0]:
-            raise LedgerError(f"{self._path} stays busy; try again when fewer processes use it")
+        while self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()[0][0]:
+            if time.monotonic() > deadline:
+                raise LedgerError(f"{self._path} stays busy; try again when fewer processes use it")
+            time.sleep(0.01)  # SQLite does not wait for somebody else who does the same
         # The names of the file and of its log. SQLite does so too, but goes on when the disk refuses.
         _sync_folder(self._path)
 
