@@ -68,6 +68,7 @@ class GridSum:
         self._clip_norm = float(clip_norm)
         # Whole numbers in float64: exact up to 2^53, which is nine thousand million records.
         self._total = np.zeros(size, dtype=np.float64)
+        self._scratch = np.empty((2, max(1, _BLOCK // max(1, size)), size), dtype=np.float64)
 
     @property
     def units(self) -> NDArray[np.int64]:
@@ -82,16 +83,16 @@ class GridSum:
         """
         assert rows.ndim == 2
         assert rows.shape[1] == len(self._total)
-        step = max(1, _BLOCK // max(1, rows.shape[1]))
-        for start in range(0, len(rows), step):
-            part = np.ascontiguousarray(rows[start : start + step], dtype=np.float64)
+        for start in range(0, len(rows), len(self._scratch[0])):
+            part, squares = (scratch[: len(rows) - start] for scratch in self._scratch)
+            np.copyto(part, rows[start : start + len(part)])
             with np.errstate(over="ignore", invalid="ignore"):
-                norms = np.sqrt(np.sum(np.square(part), axis=1))
+                norms = np.sqrt(np.sum(np.square(part, out=squares), axis=1))
             finite = np.isfinite(norms)
             if not finite.all():
                 part, norms = part[finite], norms[finite]
-            units = part * (_UNITS / np.maximum(norms, self._clip_norm))[:, None]
-            self._total += np.rint(units, out=units).sum(axis=0)
+            part *= (_UNITS / np.maximum(norms, self._clip_norm))[:, None]
+            self._total += np.rint(part, out=part).sum(axis=0)
 
 
 def noised_sum(

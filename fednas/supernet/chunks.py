@@ -1,5 +1,6 @@
 """Records pass a network in chunks of one shape, in which no record's arithmetic depends on the others."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -11,19 +12,18 @@ _FEWEST, _MOST = 8, 64  # rows of a chunk; kernels leave over no row of a multip
 
 
 def suggested_rows(expected: float, limit: int) -> int:
-    """Rows of a chunk that waste little on zeros and little on overhead: a power of two about a third.
+    """Rows of a chunk with which a usual sample takes few chunks and leaves few rows to zeros.
 
     Args:
-        expected: how many records are expected, a public number.
+        expected: how many records a Poisson sample has on average, a public number.
         limit: the most records that may be held at once, at least 1.
 
     Returns:
-        At least 8 and at most 64, unless the limit is lower.
+        A multiple of eight, at most 64, or the limit if that is lower.
     """
-    rows = _FEWEST
-    while rows < min(_MOST, expected / 3.0):
-        rows *= 2
-    return min(rows, limit)
+    usual = expected + 1.2 * math.sqrt(expected)
+    number = math.ceil(usual / min(_MOST, limit))
+    return min(limit, _FEWEST * max(1, math.ceil(usual / max(1, number) / _FEWEST)))
 
 
 def chunks(x: Tensor, y: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor, int]]:

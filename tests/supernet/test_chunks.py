@@ -46,9 +46,11 @@ def test_a_chunk_has_memory_of_its_own_on_a_cache_line() -> None:
 def test_suggested_rows_are_few_and_public(expected: float, limit: int) -> None:
     rows = suggested_rows(expected, limit)
     assert 1 <= rows <= min(limit, 64)
-    assert rows == limit or rows in (8, 16, 32, 64)
-    if 24 < expected < 192 and rows < limit:
-        assert expected / 3 <= rows < 2 * expected / 3
+    assert rows == limit or rows % 8 == 0
+    if rows < min(limit, 64):
+        assert -(-expected // rows) <= 1 + expected // min(limit, 64)  # no more chunks than it takes
+    if 0 < expected < 40 < limit:
+        assert rows <= expected + 1.2 * expected**0.5 + 8
 
 
 def by_itself(x: Tensor, _: Tensor) -> Sequence[Tensor]:
