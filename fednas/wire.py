@@ -170,13 +170,14 @@ def decode_task(content: RecordDict) -> Task:
         )
     try:
         architectures = tuple(Architecture.from_json(text) for text in manifest.pop("architectures"))
-        task = Task(architectures=architectures, arrays=arrays, **manifest)
+        mark = manifest.pop("mark")
+        task = Task(architectures=architectures, arrays=arrays, mark=mark, **manifest)
     except (KeyError, TypeError, ConfigurationError) as error:
         raise ExchangeError("a task has missing, unknown or malformed fields") from error
     if task.kind not in ("train", "final", "evaluate"):
         raise ExchangeError("unknown kind of task")
-    texts = (task.run, task.plan, task.study, task.mark)
-    if type(task.round) is not int or not all(isinstance(text, str) for text in texts):
+    texts = all(isinstance(text, str) for text in (task.run, task.plan, task.study))
+    if type(task.round) is not int or not texts or not (task.mark == "" or is_digest(task.mark)):
         raise ExchangeError("a task has a field of another type")
     if arrays.keys() - {"alphas"} != {f"weights.{index}" for index in range(len(architectures))}:
         raise ExchangeError("a task has other arrays than its architectures need")

@@ -104,6 +104,8 @@ def test_what_the_malformed_tasks_are_made_from_is_well_formed() -> None:
         task_with(plan={}),
         task_with(plan=None),
         task_with(study=[]),
+        task_with(mark=None),
+        task_with(mark="somewhere"),
         task_with(architectures=None),
         task_with(architectures="abc"),
         task_with(architectures=[1]),

@@ -4,7 +4,6 @@ import math
 from functools import lru_cache
 
 import numpy as np
-from scipy.special import gammaln, log_ndtr, ndtr
 
 LEAST_DIVERGENCE = 5e-324  # a release that costs less than any float costs the least float, and is not free
 
@@ -72,6 +71,8 @@ def replaced_curve(q: float, sigma: float, orders: tuple[int, ...]) -> np.ndarra
 def _excess(q: float, sigma: float, a: np.ndarray) -> np.ndarray:
     """Return a bound on E[g(y)] at each order, of part 2 of the proof; NaN or infinity where it has none."""
     reach = min(2.0 * float(a.max()), _REACH * sigma)  # at q = 1 the mass of order a lies around 2 a - 1
+    from scipy.special import ndtr  # slow to import: only where a number is asked for
+
     left, right = -_WIDTH * sigma - 1.0, reach + _WIDTH * sigma
     x = np.linspace(left, right, 2 + math.ceil((right - left) / sigma * _CELLS))
     # P - Q = q (N(1) - N(-1)), over Q: a hyperbolic sine keeps all digits where y is small.
@@ -97,12 +98,16 @@ def _convex(a: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def _cells(x: np.ndarray, sigma: float) -> np.ndarray:
     """Return the mass of N(0) between neighbours of x, without cancellation on either side."""
+    from scipy.special import ndtr
+
     z = x / sigma
     return np.asarray(np.where(z[:-1] > 0.0, -np.diff(ndtr(-z)), np.diff(ndtr(z))))
 
 
 def _log_tail(q: float, sigma: float, a: np.ndarray, right: float) -> np.ndarray:
     """Return the log of a bound on the integral of P^a Q^(1-a) right of the grid."""
+    from scipy.special import gammaln, log_ndtr
+
     order, i = a[:, None], np.arange(a.max() + 1.0)[None, :]
     rest = np.maximum(order - i, 0.0)
     log_binomials = gammaln(order + 1.0) - gammaln(i + 1.0) - gammaln(rest + 1.0)

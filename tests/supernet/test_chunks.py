@@ -1,5 +1,6 @@
 """Chunks of one shape, and the trial that tells whether a record's place in them changes its bits."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -47,8 +48,9 @@ def test_suggested_rows_are_few_and_public(expected: float, limit: int) -> None:
     rows = suggested_rows(expected, limit)
     assert 1 <= rows <= min(limit, 64)
     assert rows == limit or rows % 8 == 0
-    if rows < min(limit, 64):
-        assert -(-expected // rows) <= 1 + expected // min(limit, 64)  # no more chunks than it takes
+    usual, most = expected + 1.2 * math.sqrt(expected), max(8, min(limit, 64) // 8 * 8)
+    if rows < limit:  # a usual sample takes no more chunks than the largest multiple of eight would take
+        assert usual <= rows * max(1, math.ceil(usual / most)) * (1 + 1e-12)
     if 0 < expected < 40 < limit:
         assert rows <= expected + 1.2 * expected**0.5 + 8
 
