@@ -15,7 +15,7 @@ READS: Final[Mapping[str, tuple[str, ...]]] = {
     "fitness": ("fitness",),
     "final": STREAMS,
 }
-_MAX_CLIP_NORM = 1e6
+_MIN_CLIP_NORM, _MAX_CLIP_NORM = 1e-100, 1e6  # below, squares would vanish on their way to a norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +147,8 @@ def stream_shares(
 
 def _clip_norm(name: str, value: object) -> float:
     number = real(value)
-    if number is None or not 0.0 < number <= _MAX_CLIP_NORM:
-        raise ConfigurationError(f"expected 0 < {name} <= {_MAX_CLIP_NORM:g}, got {value!r}")
+    if number is None or not _MIN_CLIP_NORM <= number <= _MAX_CLIP_NORM:
+        raise ConfigurationError(
+            f"expected {_MIN_CLIP_NORM:g} <= {name} <= {_MAX_CLIP_NORM:g}, got {value!r}"
+        )
     return number
