@@ -68,13 +68,14 @@ def compare(sigma: float, size: int, factors: tuple[float, ...]) -> None:
         assert two_samples_z(rounded(sigma, 4 * size), theirs, sigma) > LIMIT
     else:
         assert two_samples_z(ours[np.abs(ours) <= 2.5 * sigma], theirs, sigma) > LIMIT
-        shifted = ours + max(1, round(0.1 * sigma))
+        shifted = ours + max(1, round(0.15 * sigma))
         assert distance_z(shifted, theirs) > LIMIT
 
 
 @each_sigma
 def test_noise_is_that_of_opendp(sigma: float) -> None:
-    compare(sigma, 20_000, (2 / 3, 0.9, 1.2))
+    # At 1 a rounded Gaussian is near the discrete one: fewer draws would miss the difference at times.
+    compare(sigma, 100_000 if sigma == 1.0 else 20_000, (2 / 3, 0.9, 1.2))
 
 
 @pytest.mark.slow
