@@ -15,9 +15,8 @@ import torch
 from fednas.aggregation import NoisyCount, combine_counts, update_weight
 from fednas.config import StudyConfig
 from fednas.errors import ConfigurationError
-from fednas.privacy.budget import PrivacyBudget
 from fednas.privacy.plan import PrivacyPlan
-from fednas.schedule import agenda, candidates_per_tier, release_schedule
+from fednas.schedule import agenda, candidates_per_tier
 from fednas.search import Policy
 from fednas.space import Architecture, SearchSpace, create
 from fednas.supernet.slices import trunk_parameters
@@ -153,17 +152,6 @@ def default_study(space: str, input_shape: tuple[int, ...], num_classes: int) ->
             "data": {"input_shape": input_shape, "class_names": [f"class-{i}" for i in range(num_classes)]},
             "search": {"space": space},
         }
-    )
-
-
-def plan_for(study: StudyConfig, num_tiers: int, budget: PrivacyBudget) -> PrivacyPlan:
-    """The plan that a study makes for sites of one budget.
-
-    Raises:
-        ConfigurationError: no noise is enough.
-    """
-    return PrivacyPlan.calibrate(
-        budget=budget, proportions=study.privacy.proportions, schedule=release_schedule(study, num_tiers)
     )
 
 

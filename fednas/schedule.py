@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fednas.config import StudyConfig
-from fednas.privacy.plan import ReleaseSchedule
+from fednas.privacy.budget import PrivacyBudget
+from fednas.privacy.plan import PrivacyPlan, ReleaseSchedule
 
 StepKind = Literal["search", "generation", "final", "report"]
 
@@ -70,4 +71,15 @@ def release_schedule(study: StudyConfig, num_tiers: int) -> ReleaseSchedule:
         fitness_releases=counts + spare * generation if counts else 0,
         clip_norm=training.clip_norm,
         architecture_clip_norm=training.architecture_clip_norm,
+    )
+
+
+def plan_for(study: StudyConfig, num_tiers: int, budget: PrivacyBudget) -> PrivacyPlan:
+    """The plan that a study makes for sites of one budget.
+
+    Raises:
+        ConfigurationError: no noise is enough.
+    """
+    return PrivacyPlan.calibrate(
+        budget=budget, proportions=study.privacy.proportions, schedule=release_schedule(study, num_tiers)
     )

@@ -21,6 +21,7 @@ from safetensors.numpy import load, save
 from fednas.devices import DeviceProfile
 from fednas.errors import ConfigurationError, ExchangeError, PrivacyError
 from fednas.privacy.ledger import Arrays, Operation, Released
+from fednas.privacy.numbers import is_digest
 from fednas.privacy.signing import is_signed
 from fednas.space import Architecture
 
@@ -261,11 +262,6 @@ def check_signature(answer: Answer, facts: SiteFacts) -> None:
         facts.signer, answer.signature, dataset=facts.dataset, entries=answer.entries, head=answer.head
     ):
         raise ExchangeError("a reply is not signed by the ledger of its site")
-
-
-def is_digest(*texts: object) -> bool:
-    """Whether all of some values are 64 lower-case hexadecimal digits."""
-    return all(isinstance(t, str) and len(t) == 64 and set(t) <= set("0123456789abcdef") for t in texts)
 
 
 def check_answer(answer: Answer, task: Task) -> None:

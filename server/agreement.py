@@ -9,7 +9,7 @@ from fednas.devices import DeviceProfile
 from fednas.errors import ConfigurationError, ExchangeError, RunDirectoryError
 from fednas.privacy.budget import PrivacyBudget
 from fednas.privacy.plan import PrivacyPlan
-from fednas.schedule import release_schedule
+from fednas.schedule import plan_for
 from fednas.wire import SiteFacts
 from server.checkpoint import RunDirectory
 from server.cohort import AWAY, Cohort, Member
@@ -140,11 +140,7 @@ def store(directory: RunDirectory, agreement: Agreement) -> None:
 
 def _calibrate(study: StudyConfig, facts: SiteFacts, num_tiers: int) -> PrivacyPlan:
     try:
-        return PrivacyPlan.calibrate(
-            budget=site_budget(study, facts),
-            proportions=study.privacy.proportions,
-            schedule=release_schedule(study, num_tiers),
-        )
+        return plan_for(study, num_tiers, site_budget(study, facts))
     except ConfigurationError as error:
         raise ConfigurationError(
             f"there is no plan for {facts.site}, which allows epsilon {facts.epsilon_cap:g} at delta "

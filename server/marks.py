@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Self, final
 
 from fednas.errors import LedgerRolledBackError, RunDirectoryError
-from fednas.wire import is_digest
+from fednas.privacy.numbers import is_digest
 from server.checkpoint import read_json, write_json
 
 FORMAT: Final = 1

@@ -21,10 +21,10 @@ from fednas.feasibility import (
     expected_upload,
     network_sizes,
     noise_share,
-    plan_for,
     prospect,
 )
 from fednas.privacy.budget import PrivacyBudget
+from fednas.schedule import plan_for
 from fednas.space import create
 from fednas.space.cost import cost_of
 from fednas.wire import Task

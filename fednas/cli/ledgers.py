@@ -11,6 +11,7 @@ import typer
 
 from fednas.cli.tables import Json, epsilon_text, print_json, table
 from fednas.errors import ConfigurationError, LedgerError, RunDirectoryError
+from fednas.privacy.numbers import is_digest
 
 if TYPE_CHECKING:
     from fednas.privacy.spend_statement import SpendStatement
@@ -76,7 +77,7 @@ def verify_ledger(
     """
     known = _read_marks(marks) if marks is not None else None
     for name, digits in (("--head", head), ("--signer", signer)):
-        if digits is not None and not re.fullmatch("[0-9a-f]{64}", digits):
+        if digits is not None and not is_digest(digits):
             raise ConfigurationError(f"expected 64 hexadecimal digits after {name}, got {digits!r:.80}")
     rows = [_verified(path, head, signer, known) for path in _ledger_files(paths)]
     if as_json:
@@ -222,10 +223,8 @@ def _read_marks(path: Path) -> dict[str, dict[str, Any]]:
         value = json.loads(path.read_text(encoding="utf-8"))
         marks: dict[str, dict[str, Any]] = value["datasets"]
         malformed = value["format"] != 1 or not all(
-            re.fullmatch("[0-9a-f]{64}", mark[name]) for mark in marks.values() for name in ("signer", "head")
-        )
-        malformed = malformed or not all(
-            type(mark["entries"]) is int and mark["entries"] > 0 for mark in marks.values()
+            is_digest(mark["signer"], mark["head"]) and type(mark["entries"]) is int and mark["entries"] > 0
+            for mark in marks.values()
         )
     except OSError as error:
         raise ConfigurationError(

@@ -186,7 +186,7 @@ def _plan_of(
     """The plan that a site would be given: at the lesser of the study's epsilon and its own cap."""
     from dataclasses import replace
 
-    from fednas.feasibility import plan_for
+    from fednas.schedule import plan_for
 
     if site is not None:
         budget.check_size(site.declared_size)
@@ -203,10 +203,10 @@ def _agreement(path: Path | None) -> dict[str, Any] | None:
         return None
     try:
         value = json.loads((path / "plan.json").read_text(encoding="utf-8"))
-        assert isinstance(value["num_tiers"], int)
-        assert isinstance(value["plans"], list)
-        assert isinstance(value["sites"], dict)
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        for name, kind in (("num_tiers", int), ("plans", list), ("sites", dict)):
+            if not isinstance(value[name], kind):
+                raise TypeError(name)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunDirectoryError(f"{path}/plan.json is corrupt; give the run's study.toml instead") from error
     return dict(value)
 

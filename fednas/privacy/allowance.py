@@ -15,7 +15,8 @@ READS: Final[Mapping[str, tuple[str, ...]]] = {
     "fitness": ("fitness",),
     "final": STREAMS,
 }
-_MIN_CLIP_NORM, _MAX_CLIP_NORM = 1e-100, 1e6  # below, squares would vanish on their way to a norm
+MIN_CLIP_NORM = 1e-100  # below, squares would vanish on their way to a norm
+_MAX_CLIP_NORM = 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +29,8 @@ class ReleaseSchedule:
         final_steps: training steps on all streams.
         architecture_steps: architecture gradients on the `architecture` stream.
         fitness_releases: noised counts on the `fitness` stream.
-        clip_norm: L2 bound of a record's weight gradient, > 0.
-        architecture_clip_norm: L2 bound of a record's architecture gradient, > 0.
+        clip_norm: L2 bound of a record's weight gradient, 1e-100 to 1e6.
+        architecture_clip_norm: L2 bound of a record's architecture gradient, likewise.
 
     Raises:
         ConfigurationError: a number is out of its bounds.
@@ -80,7 +81,7 @@ class Allowance:
         name: "search", "alphas", "fitness" or "final".
         streams: the streams of the name, each of which is charged.
         event: the mechanism, with every release it may make (T_max).
-        clip_norm: L2 bound of what one record adds to a release, > 0; 1 for a count.
+        clip_norm: L2 bound of what one record adds to a release, 1e-100 to 1e6; 1 for a count.
 
     Raises:
         ConfigurationError: the name is unknown, the streams are not its own, or the bound is not positive.
@@ -147,8 +148,6 @@ def stream_shares(
 
 def _clip_norm(name: str, value: object) -> float:
     number = real(value)
-    if number is None or not _MIN_CLIP_NORM <= number <= _MAX_CLIP_NORM:
-        raise ConfigurationError(
-            f"expected {_MIN_CLIP_NORM:g} <= {name} <= {_MAX_CLIP_NORM:g}, got {value!r}"
-        )
+    if number is None or not MIN_CLIP_NORM <= number <= _MAX_CLIP_NORM:
+        raise ConfigurationError(f"expected {MIN_CLIP_NORM:g} <= {name} <= {_MAX_CLIP_NORM:g}, got {value!r}")
     return number

@@ -8,7 +8,7 @@ uniformly (the low m bits of another word) and keeps x with probability
 
 or begins anew. Whatever the integers c_k and the float64 S are, x is kept with a probability proportional
 to exp(-x^2 / (2 sigma^2)): sigma, S and c_k are exact rationals, and a rounded table only keeps a little
-less. So the one place where arithmetic could bend the distribution is the comparison of a uniform u with a:
+less. So arithmetic could bend the distribution in one place only: the comparison of a uniform u with a(x).
 
 It cannot. In float64, with unit roundoff v = 2^-53, x is exact (|x| < 2^53); the exponent -(x / sigma)^2 / 2
 is off by at most 3.01 v times its size of at most 72, which is 217 v; numpy's exp is off by less than 8 v (a

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fednas.errors import PrivacyError
+from fednas.privacy.allowance import MIN_CLIP_NORM
 from fednas.privacy.entropy import Entropy
 
 GRID_STEP: Final = 1e-6
@@ -33,7 +34,6 @@ ARITHMETIC_SLACK: Final = 1e-6
 
 _UNITS: Final = 1e6  # 1 / GRID_STEP, exactly
 _MAX_SIZE: Final = 1 << 28
-_MIN_CLIP_NORM: Final = 1e-100
 _BLOCK: Final = 1 << 16  # numbers at once: the scratch memory stays in a cache
 
 
@@ -63,8 +63,8 @@ class GridSum:
     def __init__(self, size: int, *, clip_norm: float) -> None:
         if not 0 <= size <= _MAX_SIZE:
             raise PrivacyError(f"expected 0 <= size <= 2^28 coordinates, got {size}")
-        if not _MIN_CLIP_NORM <= clip_norm < np.inf:
-            raise PrivacyError(f"expected a clip norm of at least {_MIN_CLIP_NORM:g}, got {clip_norm!r}")
+        if not MIN_CLIP_NORM <= clip_norm < np.inf:
+            raise PrivacyError(f"expected a clip norm of at least {MIN_CLIP_NORM:g}, got {clip_norm!r}")
         self._clip_norm = float(clip_norm)
         # Whole numbers in float64: exact up to 2^53, which is nine thousand million records.
         self._total = np.zeros(size, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Exact text for numbers, so that a hash of a plan or an event means the same on every machine."""
+"""Exact text for numbers and digests: a hash of a plan or an event means the same on every machine."""
 
 import json
 import math
@@ -50,3 +50,8 @@ def decode_real(text: object) -> float | None:
 def canonical_json(value: Any) -> str:
     """Return JSON with sorted keys, no spaces and ASCII only: equal values have equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def is_digest(*values: object) -> bool:
+    """Whether all of some values are 64 lower-case hexadecimal digits: a sha256, or a public key."""
+    return all(isinstance(v, str) and len(v) == 64 and set(v) <= set("0123456789abcdef") for v in values)

@@ -10,7 +10,7 @@ from safetensors.numpy import save
 
 from fednas.errors import ConfigurationError, PrivacyError
 from fednas.privacy.entropy import Entropy
-from fednas.privacy.numbers import canonical_json
+from fednas.privacy.numbers import canonical_json, is_digest
 from fednas.privacy.plan import Allowance, PrivacyPlan
 
 Arrays: TypeAlias = dict[str, np.ndarray]
@@ -92,7 +92,7 @@ class Operation:
             check_name(name, text)
         if isinstance(self.round, bool) or not isinstance(self.round, int) or not 0 <= self.round < 2**53:
             raise ConfigurationError(f"expected 0 <= round < 2^53, got {self.round!r}")
-        if len(self.digest) != 64 or not set(self.digest) <= set("0123456789abcdef"):
+        if not is_digest(self.digest):
             raise ConfigurationError("expected a digest of 64 hexadecimal digits: sha256 of the message")
 
     @property

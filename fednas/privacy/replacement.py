@@ -70,9 +70,9 @@ def replaced_curve(q: float, sigma: float, orders: tuple[int, ...]) -> np.ndarra
 
 def _excess(q: float, sigma: float, a: np.ndarray) -> np.ndarray:
     """Return a bound on E[g(y)] at each order, of part 2 of the proof; NaN or infinity where it has none."""
-    reach = min(2.0 * float(a.max()), _REACH * sigma)  # at q = 1 the mass of order a lies around 2 a - 1
     from scipy.special import ndtr  # slow to import: only where a number is asked for
 
+    reach = min(2.0 * float(a.max()), _REACH * sigma)  # at q = 1 the mass of order a lies around 2 a - 1
     left, right = -_WIDTH * sigma - 1.0, reach + _WIDTH * sigma
     x = np.linspace(left, right, 2 + math.ceil((right - left) / sigma * _CELLS))
     # P - Q = q (N(1) - N(-1)), over Q: a hyperbolic sine keeps all digits where y is small.

@@ -42,7 +42,6 @@ class Account:
         plans: in the order in which they were first opened.
         refusals: how many requests were refused, by code.
         retries: charges of an operation that had been charged before, as after a crash.
-        open_reservations: charges without a release.
         software: (code digest, packages) of each DECLARE entry, without repeats.
         history: (entries so far, epsilon charged by stream) at a few entries.
     """
@@ -52,7 +51,6 @@ class Account:
     plans: tuple[PlanUse, ...]
     refusals: Mapping[str, int]
     retries: int
-    open_reservations: int
     software: tuple[tuple[str, Mapping[str, str]], ...]
     history: tuple[tuple[int, Mapping[str, float]], ...]
 
@@ -88,14 +86,12 @@ def read_account(path: Path) -> Account:
         if entry.seq in marks:
             history.append((entry.seq + 1, _charged(spend)))
     spend.check_signature()
-    reserved = sum(entry.kind == "RESERVE" for entry in entries)
     return Account(
         spend=spend,
         proof=proof,
         plans=_plans(spend),
         refusals=Counter(str(entry.body["code"]) for entry in entries if entry.kind == "REFUSE"),
-        retries=reserved - len(spend.operations),
-        open_reservations=reserved - len(spend.releases),
+        retries=spend.num_reservations - len(spend.operations),
         software=_software(entries),
         history=tuple(history),
     )

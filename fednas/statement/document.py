@@ -165,7 +165,7 @@ def compose(account: Account) -> dict[str, Any]:
         "software": [{"code": code, "packages": dict(packages)} for code, packages in account.software],
         "incidents": {
             "refusals": dict(sorted(account.refusals.items())),
-            "open_reservations": account.open_reservations,
+            "open_reservations": spent.open_reservations,
             "retries": account.retries,
         },
         "ledger": {"entries": proof.entries, "head": proof.head, "signer": proof.signer},
