@@ -8,7 +8,6 @@ from pathlib import Path
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.site import Site, open_site
 from fednas.errors import (
     BudgetExceededError,
     ConfigurationError,
@@ -21,6 +20,7 @@ from fednas.errors import (
     PrivacyError,
     ReplayMismatchError,
 )
+from fednas.site import Site, open_site
 from fednas.wire import Refusal, decode_task, encode, encode_facts, encode_refusal
 from fednas.wire_schema import explain
 

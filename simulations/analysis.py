@@ -134,7 +134,7 @@ def compare(jobs: Sequence[Job], path: Path, *, workers: int) -> Iterator[tuple[
 def do(job: Job) -> list[Row]:
     """Run one job in a temporary folder: real apps, ledgers and noise; only the exports are left out."""
     from client.app import app as client_app
-    from client.site import open_site
+    from fednas.site import open_site
     from server.app import conduct
 
     torch.set_num_threads(1)

@@ -17,7 +17,6 @@ import torch
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid
 
-from client.datasets import load as load_records
 from fednas.config import StudyConfig, load_site, load_sites
 from fednas.errors import ConfigurationError, FednasError, LedgerError, RunDirectoryError
 from fednas.evaluation import public_accuracy
@@ -26,6 +25,7 @@ from fednas.privacy.budget import PrivacyBudget
 from fednas.privacy.ledger import read_statement
 from fednas.privacy.spend_statement import SpendStatement
 from fednas.privacy.verify import LedgerTampered, verify
+from fednas.site.datasets import load as load_records
 from fednas.space import Architecture, create
 from fednas.supernet import Supernet
 from fednas.wire import SiteFacts
@@ -299,7 +299,7 @@ def _refused(result: Mapping[str, Any]) -> list[dict[str, str]]:
 def _run_here(run_config: Mapping[str, Any], num_sites: int, options: Options) -> None:
     """Run both apps in this process, or the clients in worker processes: those that a deployment runs."""
     from client.app import app as client_app
-    from client.site import open_site
+    from fednas.site import open_site
     from server.app import app as server_app
     from simulations.loopback import InProcessGrid, node_configs
     from simulations.workers import WorkerGrid

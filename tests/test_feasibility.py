@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
-from client.site import open_site
 from fednas.errors import ConfigurationError
 from fednas.feasibility import (
     CLEAR,
@@ -25,6 +24,7 @@ from fednas.feasibility import (
 )
 from fednas.privacy.budget import PrivacyBudget
 from fednas.schedule import plan_for
+from fednas.site import open_site
 from fednas.space import create
 from fednas.space.cost import cost_of
 from fednas.wire import Task

@@ -16,20 +16,20 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.message_pb2 import PushObjectRequest
 from safetensors.numpy import save
 
-from client.site import open_site
 from fednas.devices import DeviceProfile
 from fednas.privacy.ledger import Arrays, Released
+from fednas.site import open_site
 from fednas.wire import Refusal, SiteFacts, encode, encode_facts, encode_refusal
 from fednas.wire_schema import CODES, ENVELOPE, FIELDS, Origin, UnexplainedByteError, explain, schema_rows
 from server.app import conduct
 from simulations import internals
-from tests.client.test_site import LARGE, SMALL, TOO_LARGE_SITE, Sites, task
 from tests.flower_bytes import MESSAGE, explain_message, explain_posts, posts
 from tests.integration.spy import SpyGrid
 from tests.messages import FACTS, json_record
 from tests.privacy.ledgers import SMALL as PLAN
 from tests.privacy.ledgers import open_ledger, operation
 from tests.simulations import tiny
+from tests.site.test_site import LARGE, SMALL, TOO_LARGE_SITE, Sites, task
 
 UPDATE = np.arange(6, dtype=np.float32)
 ALPHAS = np.array([0.5, np.nan])

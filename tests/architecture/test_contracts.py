@@ -45,7 +45,7 @@ def test_every_contract_is_kept(copied: Path) -> None:
         ("fednas/evaluation.py", "from fednas.training import train_weights"),
         ("fednas/training/engine.py", "from fednas.wire import encode"),
         ("fednas/search/policy.py", "import server.app"),
-        ("client/site.py", "from server.cohort import Cohort"),
+        ("fednas/site/site.py", "from server.cohort import Cohort"),
         ("server/cohort.py", "import simulations.scenario"),
         ("fednas/evaluation.py", "from flwr.app import Message"),  # Flower outside the wire
         ("fednas/export.py", "import ray"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from client.site import open_site
+from fednas.site import open_site
 from simulations import runner
 from tests.simulations import tiny
 

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from client import app as app_module
 from client.app import app
-from client.site import open_site
 from fednas import errors
 from fednas.errors import FednasError
+from fednas.site import open_site
 from fednas.wire import Refusal, encode_task
 from fednas.wire_schema import CODES, explain
 from simulations import internals
 from simulations.loopback import InProcessGrid
-from tests.client.test_site import Sites, task
 from tests.simulations import tiny
+from tests.site.test_site import Sites, task
 
 SECRET = "record 17 has the value 42.125"
 
@@ -160,7 +160,7 @@ def test_the_code_depends_on_the_kind_of_error_and_on_none_of_its_words(
     assert len(internals.encode(first)) == len(internals.encode(other))
 
 
-@pytest.mark.parametrize("where", ["client.datasets.load", "client.site.train_weights"])
+@pytest.mark.parametrize("where", ["fednas.site.datasets.load", "fednas.site.site.train_weights"])
 @pytest.mark.parametrize("weird", WEIRD)
 def test_any_exception_while_records_are_read_or_trained_on_leaves_as_a_constant_code(
     sites: Sites, where: str, weird: str, monkeypatch: pytest.MonkeyPatch

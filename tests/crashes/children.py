@@ -15,11 +15,10 @@ from flwr.app import Message
 from safetensors.torch import save
 from sklearn.datasets import load_iris
 
-import client.site
 import fednas.export
+import fednas.site.site
 import fednas.supernet.supernet
 from client.app import app
-from client.site import open_site
 from fednas.config import SiteConfig, dump_study, save_site
 from fednas.errors import LedgerError, PrivacyError
 from fednas.privacy.budget import PrivacyBudget
@@ -28,6 +27,7 @@ from fednas.privacy.plan import PrivacyPlan
 from fednas.privacy.released import serialise
 from fednas.privacy.store import LedgerStore
 from fednas.schedule import release_schedule
+from fednas.site import open_site
 from fednas.space import create
 from fednas.supernet import Supernet
 from fednas.wire import Task, TaskKind, encode_task
@@ -140,7 +140,7 @@ class _Overheard(logging.Handler):
 
 def _mark_mechanisms(network: int) -> None:
     """Say so whenever private computation begins, before it reads a record."""
-    module: Any = client.site
+    module: Any = fednas.site.site
     original = module.train_weights
 
     def marked(*arguments: Any, **options: Any) -> Any:

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import client.site
 import fednas.privacy.ledger
 import fednas.privacy.store
+import fednas.site.site
 import fednas.training.weights
 import server.report
 from fednas.privacy.ledger import PrivacyLedger
@@ -50,7 +50,7 @@ CLIENT: dict[str, _Point] = {
     "before the reservation": (PrivacyLedger, "release", "before", _any),
     "inside the reservation's commit": (LedgerStore, "append", "after", _kind("RESERVE")),
     "after the reservation": (fednas.privacy.ledger, "SecureEntropy", "before", _any),
-    "inside the mechanism": (client.site, "train_weights", "before", _any),
+    "inside the mechanism": (fednas.site.site, "train_weights", "before", _any),
     "inside the mechanism: after a noised step": (fednas.training.weights, "noised_sum", "after", _any),
     "after the noise, before it is stored": (fednas.privacy.ledger, "serialise", "after", _any),
     "inside the release's commit: reply stored": (LedgerStore, "keep", "after", _any),

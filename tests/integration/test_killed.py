@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from client.site import open_site
 from fednas.privacy.verify import verify
+from fednas.site import open_site
 from server.app import conduct
 from tests.integration.spy import SpyGrid, charged, weights, whole
 from tests.simulations import tiny

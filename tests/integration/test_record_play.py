@@ -10,7 +10,6 @@ import pytest
 import torch
 from flwr.app import RecordDict
 
-from client.site import Site
 from fednas.config import SiteConfig, StudyConfig, dump_study
 from fednas.privacy import ledger as ledger_module
 from fednas.privacy.allowance import STREAMS
@@ -21,6 +20,7 @@ from fednas.privacy.plan import PrivacyPlan
 from fednas.privacy.streams import assign
 from fednas.schedule import release_schedule
 from fednas.search import Policy
+from fednas.site import Site
 from fednas.space import Architecture, create
 from fednas.supernet import Supernet
 from fednas.supernet.chunks import steady_rows

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from client.site import open_site
 from fednas.errors import LedgerRolledBackError
 from fednas.privacy.verify import verify
+from fednas.site import open_site
 from server.app import conduct
 from server.report import Completed
 from tests.integration.spy import Killed, SpyGrid, charged, weights, whole

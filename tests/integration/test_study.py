@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from client.site import open_site
 from fednas.errors import BudgetExceededError
 from fednas.privacy.verify import verify
 from fednas.schedule import release_schedule
+from fednas.site import open_site
 from fednas.space import create
 from fednas.space.cost import cost_of
 from fednas.training import train_weights
@@ -117,7 +117,7 @@ def test_a_site_that_dies_while_it_computes_pays_twice_and_the_result_is_the_sam
             raise Killed
         return train(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("client.site.train_weights", dying)
+    monkeypatch.setattr("fednas.site.site.train_weights", dying)
     completed, killed = until(5, lambda _: whole(path, resume=True))
     assert killed == 2
     assert weights(completed) == weights(reference)
@@ -142,7 +142,7 @@ def test_a_site_that_dies_more_often_than_it_can_spare_is_out_and_the_others_go_
             raise Killed
         return train(network, records, *arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("client.site.train_weights", dying)
+    monkeypatch.setattr("fednas.site.site.train_weights", dying)
     completed, killed = until(6, lambda _: whole(path, resume=True))
     assert killed == 2
     assert completed.coordinator.fitness

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from client.site import open_site
 from fednas.config import load_site, load_sites
 from fednas.privacy.ledger import read_statement
 from fednas.privacy.verify import verify
 from fednas.schedule import release_schedule
+from fednas.site import open_site
 from server.app import conduct
 from server.report import Completed, privacy_statement
 from tests.integration.spy import Killed, SpyGrid, charged, until, weights, whole

@@ -13,7 +13,6 @@ from flwr.app import ConfigRecord, RecordDict
 from numpy.typing import NDArray
 from opacus.accountants import RDPAccountant
 
-from client.site import open_site
 from fednas.aggregation import average_gradients
 from fednas.errors import BudgetExceededError, PrivacyError
 from fednas.evaluation import noised_counts
@@ -26,6 +25,7 @@ from fednas.privacy.ledger import Arrays, Permit
 from fednas.privacy.streams import StreamedRecords
 from fednas.privacy.verify import verify
 from fednas.search.policy import Policy
+from fednas.site import open_site
 from fednas.space.layers import gates
 from fednas.training import Optimisation, architecture_gradient, opacus_engine, train_weights
 from fednas.wire import encode

@@ -14,7 +14,6 @@ import pytest
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client.site import open_site
 from fednas import evaluation
 from fednas.aggregation import NoisyCount, combine_counts
 from fednas.config import PrivacySection, SiteConfig
@@ -25,6 +24,7 @@ from fednas.privacy.entropy import SecureEntropy
 from fednas.privacy.ledger import PrivacyLedger
 from fednas.privacy.plan import PrivacyPlan
 from fednas.schedule import release_schedule
+from fednas.site import open_site
 from fednas.space import create
 from fednas.training import alphas, weights
 from fednas.wire import Answer, Task, decode, decode_task
@@ -33,11 +33,11 @@ from server.cohort import Cohort, Member
 from simulations import internals
 from tests.architecture.test_what_leaves import SEES_RECORDS, words
 from tests.architecture.test_wire_gate import name_of, sources
-from tests.client.test_site import LARGE, SMALL, Sites, task
 from tests.integration.spy import whole
 from tests.privacy.ledgers import plan_of, search_event
 from tests.server.stubs import facts
 from tests.simulations import tiny
+from tests.site.test_site import LARGE, SMALL, Sites, task
 
 SPACE = create("mlp", (4,), 3)
 

@@ -17,7 +17,6 @@ from opacus import GradSampleModule, PrivacyEngine
 from opacus.optimizers import DPOptimizer
 from torch import nn
 
-from client.datasets import load as load_dataset
 from fednas.config import DataSchema
 from fednas.errors import UnsupportedEventError
 from fednas.privacy.entropy import SecureEntropy
@@ -25,9 +24,10 @@ from fednas.privacy.events import decode
 from fednas.privacy.grid import GRID_STEP, sensitivity
 from fednas.privacy.ledger import Arrays, Permit
 from fednas.privacy.streams import StreamedRecords, assign
+from fednas.site.datasets import load as load_dataset
 from fednas.supernet import Supernet, flatten
 from fednas.training import OpacusEngine, Optimisation, opacus_engine, train_weights
-from tests.client.test_datasets import site
+from tests.site.test_datasets import site
 from tests.training.sites import CHOSEN, MLP, SHARES, built, drawn, noisy_plan, open_plan, released
 
 Vector = NDArray[Any]

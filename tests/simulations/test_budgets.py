@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from client.site import open_site
 from fednas.config import load_sites
 from fednas.errors import ConfigurationError, FednasError
 from fednas.privacy.ledger import read_statement
+from fednas.site import open_site
 from simulations import runner
 from simulations.__main__ import main, parse_caps
 from simulations.scenarios import SCENARIOS

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from client.site import open_site
 from fednas.errors import FednasError
 from fednas.privacy.verify import verify
+from fednas.site import open_site
 from simulations import packaged, runner
 from simulations.__main__ import main
 from simulations.scenarios import SCENARIOS

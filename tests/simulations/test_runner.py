@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from client.site import open_site
 from fednas.errors import ConfigurationError, FednasError, InfeasibleDeviceError, RunDirectoryError
+from fednas.site import open_site
 from simulations import runner
 from tests.integration.spy import charged
 from tests.simulations import tiny

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client import datasets
 from fednas.config import load_site
 from fednas.errors import ConfigurationError, DatasetError, MissingExtraError
 from fednas.privacy.budget import PrivacyBudget
+from fednas.site import datasets
 from fednas.space import create
 from fednas.space.cost import measure
 from simulations import packaged

@@ -14,9 +14,7 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from client import site as site_module
 from client.app import app
-from client.site import open_site
 from fednas.config import StudyConfig, dump_study, load_site
 from fednas.errors import ExchangeError
 from fednas.privacy.budget import PrivacyBudget
@@ -24,6 +22,8 @@ from fednas.privacy.ledger import PrivacyLedger
 from fednas.privacy.plan import PrivacyPlan
 from fednas.schedule import release_schedule
 from fednas.search import Policy
+from fednas.site import open_site
+from fednas.site import site as site_module
 from fednas.space import Architecture, create
 from fednas.supernet import Supernet
 from fednas.wire import Answer, SiteFacts, Task, check_signature, decode, decode_facts, encode_task

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.datasets import Dataset, canonical_bytes, load
 from fednas.config import DataSchema, SiteConfig
 from fednas.devices import DeviceProfile
 from fednas.errors import DatasetError
+from fednas.site.datasets import Dataset, canonical_bytes, load
 
 SCHEMA = DataSchema(input_shape=(3,), class_names=("no", "yes", "maybe"))
 SECRET = 7.328125  # exact in float32; no error may show it

@@ -8,7 +8,6 @@ from typing import Self, final
 import numpy as np
 from numpy.typing import NDArray
 
-from client import datasets
 from fednas.config import SiteConfig, StudyConfig, load_site, parse_study
 from fednas.errors import ConfigurationError, InfeasibleDeviceError, LedgerRolledBackError
 from fednas.evaluation import noised_counts
@@ -16,6 +15,7 @@ from fednas.privacy.ledger import Arrays, Permit, PrivacyLedger, Released
 from fednas.privacy.plan import PrivacyPlan
 from fednas.privacy.streams import StreamedRecords, assign
 from fednas.search.policy import Policy
+from fednas.site import datasets
 from fednas.space import Architecture, SearchSpace, create
 from fednas.space.cost import cost_of
 from fednas.space.layers import Network, gates
