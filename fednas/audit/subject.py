@@ -1,7 +1,7 @@
 """What is audited: a study, and what attacks on it may assume."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -44,7 +44,7 @@ class Subject:
     study: StudyConfig
     num_tiers: int = 3
     run: Path | None = None
-    claim: float = field(default=LARGEST_CLAIM)
+    claim: float = LARGEST_CLAIM
     canaries: int = CANARIES
     seed: int = 0
 
@@ -75,14 +75,20 @@ class Subject:
         if run is not None and not (run / "study.toml").is_file():
             raise RunDirectoryError(f"{target} holds no study.toml; give a run directory or a study.toml")
         study = load_study(target / "study.toml" if run is not None else target)
-        return cls(
-            study=study,
-            num_tiers=_num_tiers(run) if run is not None else 3,
-            run=run,
-            claim=min(LARGEST_CLAIM, study.privacy.epsilon) if claim is None else claim,
-            canaries=canaries,
-            seed=seed,
-        )
+        subject = cls.of_study(study, claim=claim, canaries=canaries, seed=seed)
+        return subject if run is None else replace(subject, run=run, num_tiers=_num_tiers(run))
+
+    @classmethod
+    def of_study(
+        cls, study: StudyConfig, *, claim: float | None = None, canaries: int = CANARIES, seed: int = 0
+    ) -> Self:
+        """The subject of a study that need not have run; see `of`.
+
+        Raises:
+            ConfigurationError: the study protects nothing, or a number is out of its bounds.
+        """
+        least = min(LARGEST_CLAIM, study.privacy.epsilon)
+        return cls(study=study, claim=least if claim is None else claim, canaries=canaries, seed=seed)
 
     @property
     def space(self) -> SearchSpace:
