@@ -29,7 +29,7 @@ from tests.messages import FACTS, json_record
 from tests.privacy.ledgers import SMALL as PLAN
 from tests.privacy.ledgers import open_ledger, operation
 from tests.simulations import tiny
-from tests.site.test_site import LARGE, SMALL, TOO_LARGE_SITE, Sites, task
+from tests.site.sites import LARGE, SMALL, TOO_LARGE_SITE, Sites, task
 
 UPDATE = np.arange(6, dtype=np.float32)
 ALPHAS = np.array([0.5, np.nan])

@@ -19,7 +19,7 @@ from fednas.wire_schema import CODES, explain
 from simulations import internals
 from simulations.loopback import InProcessGrid
 from tests.simulations import tiny
-from tests.site.test_site import Sites, task
+from tests.site.sites import Sites, task
 
 SECRET = "record 17 has the value 42.125"
 

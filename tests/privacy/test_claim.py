@@ -37,7 +37,7 @@ from tests.integration.spy import whole
 from tests.privacy.ledgers import plan_of, search_event
 from tests.server.stubs import facts
 from tests.simulations import tiny
-from tests.site.test_site import LARGE, SMALL, Sites, task
+from tests.site.sites import LARGE, SMALL, Sites, task
 
 SPACE = create("mlp", (4,), 3)
 
