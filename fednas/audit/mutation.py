@@ -4,19 +4,24 @@ A mutant is a few edits of source text. They are applied while a module is impor
 that sees made-up records only: no broken code is ever in the library, and none can be switched on in it.
 """
 
+import importlib
 import importlib.util
 import sys
 import tempfile
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any, Final, final
+from typing import Any, Final, cast, final
+
+from fednas.audit.findings import LAYERS, MECHANISMS, Check
+from fednas.errors import ConfigurationError
 
 MUTANTS: Final = Path(__file__).resolve().parent / "mutants"
+GROUPS: Final = ("clip", "noise", "data", "sampling", "accounting", "ledger")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +62,9 @@ class Mutant:
         mechanisms: whose releases it breaks: weights, architecture, fitness.
         why: what it would cost, or who did it.
         edits: of the real code.
+
+    Raises:
+        ConfigurationError: a word is unknown, or nothing is edited.
     """
 
     name: str
@@ -66,17 +74,42 @@ class Mutant:
     why: str
     edits: tuple[Edit, ...]
 
+    def __post_init__(self) -> None:
+        if self.layer not in LAYERS:
+            raise ConfigurationError(f"the mutant {self.name!r} has layer {self.layer!r}; one of {LAYERS}")
+        if self.group not in GROUPS:
+            raise ConfigurationError(f"the mutant {self.name!r} has group {self.group!r}; one of {GROUPS}")
+        if not self.mechanisms or not set(self.mechanisms) <= set(MECHANISMS):
+            raise ConfigurationError(
+                f"the mutant {self.name!r} breaks {self.mechanisms}; some of {MECHANISMS}"
+            )
+        if not (self.name and self.why and self.edits):
+            raise ConfigurationError(f"the mutant {self.name!r} has no name, no reason or no edit")
+
 
 def load_mutants(folder: Path = MUTANTS) -> tuple[Mutant, ...]:
-    """All mutants, in the order of files and of their lines."""
-    found = []
+    """All mutants, in the order of files and of their lines.
+
+    Args:
+        folder: of their files.
+
+    Raises:
+        ConfigurationError: a file is none of mutants, or two mutants have one name.
+    """
+    found: dict[str, Mutant] = {}
     for file in sorted(folder.glob("*.toml")):
-        for entry in tomllib.loads(file.read_text(encoding="utf-8"))["mutant"]:
-            values: dict[str, Any] = dict(entry)
-            edits = tuple(Edit(**edit) for edit in values.pop("edit"))
-            mechanisms = tuple(values.pop("mechanisms"))
-            found.append(Mutant(edits=edits, mechanisms=mechanisms, **values))
-    return tuple(found)
+        try:
+            for entry in tomllib.loads(file.read_text(encoding="utf-8"))["mutant"]:
+                values: dict[str, Any] = dict(entry)
+                edits = tuple(Edit(**edit) for edit in values.pop("edit"))
+                mechanisms = tuple(values.pop("mechanisms"))
+                mutant = Mutant(edits=edits, mechanisms=mechanisms, **values)
+                if mutant.name in found:
+                    raise ConfigurationError(f"there are two mutants {mutant.name!r}; name one otherwise")
+                found[mutant.name] = mutant
+        except (KeyError, TypeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigurationError(f"{file.name} is no file of mutants: {error}") from error
+    return tuple(found.values())
 
 
 @final
@@ -119,26 +152,38 @@ def infect(edits: Sequence[Edit]) -> None:
         del sys.modules[name]
 
 
-def attack(layer: str) -> str | None:
-    """Run one layer on the reference study in this process.
+def examine(layer: str) -> Iterator[Check]:
+    """Run one layer on the reference study in this process, and yield what it checked as it comes.
 
-    Returns:
-        The name and figures of the first check that did not hold, or None.
+    The layer gets the reference subject and an empty folder, and nothing else: it has no record to lose.
     """
     layers = importlib.import_module("fednas.audit.layers")
     subject = importlib.import_module("fednas.audit.subject").reference()
     verdict = importlib.import_module("fednas.audit.verdict")
     with tempfile.TemporaryDirectory() as folder:
         for finding in layers.ATTACKS[layer](subject, Path(folder)):
-            for check in verdict.checks(finding):
-                if not check.holds:
-                    return f"{check.name} ({check.detail})"
-    return None
+            yield from cast(Iterator[Check], verdict.checks(finding))
+
+
+def accusation(check: Check) -> str:
+    """The name and the figures of a check, for people."""
+    return f"{check.name} ({check.detail})" if check.detail else check.name
+
+
+def attack(layer: str) -> str | None:
+    """Run one layer on the reference study in this process.
+
+    Returns:
+        The name and figures of the first check that did not hold, or None.
+    """
+    return next((accusation(check) for check in examine(layer) if not check.holds), None)
 
 
 if __name__ == "__main__":
     wanted = sys.argv[1]
     mutant = next((m for m in load_mutants() if m.name == wanted), None)
+    if mutant is None and wanted not in LAYERS:
+        sys.exit(f"there is no mutant or layer {wanted!r}")
     if mutant is not None:
         infect(mutant.edits)
     print(attack(mutant.layer if mutant is not None else wanted))  # noqa: T201
