@@ -81,6 +81,7 @@ def _serve(request: Mapping[str, Any], answers: IO[str]) -> None:
         finally:
             for child in running.values():
                 kill(child.pid)
+                os.waitpid(child.pid, 0)
 
 
 def _bear(
@@ -133,12 +134,16 @@ def _live(job: Mapping[str, Any], folder: Path, pipe: int) -> NoReturn:
     end: dict[str, Any] = {"found_by": "", "checks": 0, "error": ""}
     try:
         confine(folder)
-        infect([Edit(**edit) for edit in job["edits"]])
+        edits = [Edit(**edit) for edit in job["edits"]]
+        infect(edits)
         for check in examine(job["layer"]):
             end["checks"] += 1
             if not check.holds:
                 end["found_by"] = accusation(check)
                 break
+        unseen = sorted({edit.module for edit in edits} - set(sys.modules))
+        if unseen and not end["found_by"]:
+            end["error"] = f"{job['layer']} never imports {', '.join(unseen)}"
     except BaseException as error:  # noqa: BLE001  the child's own border: whatever it is, it is no verdict
         sys.stderr.write(f"--- {job['name']} ({job['layer']})\n")
         traceback.print_exc()

@@ -12,9 +12,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Final, final
@@ -78,7 +78,7 @@ class _Job:
 
     def ended(self, end: Mapping[str, Any]) -> Outcome:
         found_by, error = str(end["found_by"]), str(end["error"])
-        if not self.edits and not error:
+        if self.group == "control" and not error:
             if found_by:
                 error = f"accuses the correct code: {found_by}"
             elif not end["checks"]:
@@ -88,7 +88,7 @@ class _Job:
             layer=self.layer,
             group=self.group,
             mechanisms=self.mechanisms,
-            killed=bool(self.edits and found_by and not error),
+            killed=bool(self.group != "control" and found_by and not error),
             found_by=found_by,
             error=error,
             seconds=float(end["seconds"]),
@@ -169,13 +169,16 @@ def _run(
     jobs: Sequence[_Job], *, workers: int | None, limit_s: float, errors: Path | None, fork: bool | None
 ) -> Iterator[Outcome]:
     # Controls first, as others wait for them, and long ones before short ones, so that no core waits long.
-    ordered = sorted(jobs, key=lambda job: (bool(job.edits), _SLOWEST_FIRST.index(job.layer)))
+    ordered = sorted(jobs, key=lambda job: (job.group != "control", _SLOWEST_FIRST.index(job.layer)))
     number = workers or _cores()
     run = _forked if (hasattr(os, "fork") if fork is None else fork) else _fresh
     with tempfile.TemporaryDirectory(prefix="fednas-mutants-") as folder:
         log = Path(folder) / "errors" if errors is None else errors.resolve()
-        with log.open("w", encoding="utf-8") as file:
-            for index, end in run(ordered, Path(folder), number, limit_s, file):
+        with (
+            log.open("w", encoding="utf-8") as file,
+            closing(run(ordered, Path(folder), number, limit_s, file)) as ends,
+        ):
+            for index, end in ends:
                 yield ordered[index].ended(end)
 
 
@@ -197,7 +200,7 @@ def _command() -> tuple[list[str], dict[str, str]]:
 
 def _forked(
     jobs: Sequence[_Job], folder: Path, workers: int, limit_s: float, errors: IO[str]
-) -> Iterator[tuple[int, Mapping[str, Any]]]:
+) -> Generator[tuple[int, Mapping[str, Any]], None, None]:
     """Ends of jobs, by index, from a process that forks; it and its children go when nobody listens."""
     request = {
         "jobs": [asdict(job) for job in jobs],
@@ -229,10 +232,9 @@ def _forked(
 
 def _fresh(
     jobs: Sequence[_Job], folder: Path, workers: int, limit_s: float, errors: IO[str]
-) -> Iterator[tuple[int, Mapping[str, Any]]]:
+) -> Generator[tuple[int, Mapping[str, Any]], None, None]:
     """Ends of jobs, by index, each from an interpreter of its own."""
     command, environment = _command()
-
     alive: set[subprocess.Popen[str]] = set()
 
     def run(index: int) -> tuple[int, Mapping[str, Any]]:
@@ -265,11 +267,10 @@ def _fresh(
             alive.discard(process)
         shutil.rmtree(own, ignore_errors=True)
         end: dict[str, Any] = {"found_by": "", "checks": 0, "error": ""}
-        end |= (
-            json.loads(said)
-            if said
-            else {"error": hang_words(limit_s) if late.is_set() else exit_words(status)}
-        )
+        if said:
+            end |= json.loads(said)
+        else:
+            end["error"] = hang_words(limit_s) if late.is_set() else exit_words(status)
         return index, end | {"seconds": time.monotonic() - start}
 
     pool = ThreadPoolExecutor(workers)
