@@ -156,11 +156,14 @@ def test_nothing_is_left_when_nobody_listens_any_more(
     if fork and not hasattr(os, "fork"):
         pytest.skip("processes cannot fork here")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    waits = "(f.parent / 'pid').write_text(str(__import__('os').getpid())), __import__('time').sleep(600)"
-    late = "(__import__('time').sleep(1), " + ACCUSES + ")[1]"
-    children = _run(
-        [job("waits", f"({waits})"), job("says", late)], workers=2, limit_s=60.0, errors=None, fork=fork
+    # One child writes down who it is and stays; the other one speaks as soon as it sees that.
+    waits = (
+        "[(f.parent / 'p').write_text(str(__import__('os').getpid())), (f.parent / 'p').rename(f.parent / 'pid'),"
+        " __import__('time').sleep(600)]"
     )
+    seen = "iter(lambda: any(f.parent.parent.rglob('pid')), True)"
+    says = f"[__import__('time').sleep(0.01) for _ in {seen}] * 0 + {ACCUSES}"
+    children = _run([job("waits", waits), job("says", says)], workers=2, limit_s=60.0, errors=None, fork=fork)
     try:
         assert next(iter(children)).name == "says"
         (written,) = tmp_path.rglob("pid")
