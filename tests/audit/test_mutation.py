@@ -158,8 +158,8 @@ def test_nothing_is_left_when_nobody_listens_any_more(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     # One child writes down who it is and stays; the other one speaks as soon as it sees that.
     waits = (
-        "[(f.parent / 'p').write_text(str(__import__('os').getpid())), (f.parent / 'p').rename(f.parent / 'pid'),"
-        " __import__('time').sleep(600)]"
+        "[(f.parent / 'p').write_text(str(__import__('os').getpid())), (f.parent / 'p')"
+        ".rename(f.parent / 'pid'), __import__('time').sleep(600)]"
     )
     seen = "iter(lambda: any(f.parent.parent.rglob('pid')), True)"
     says = f"[__import__('time').sleep(0.01) for _ in {seen}] * 0 + {ACCUSES}"
