@@ -34,8 +34,8 @@ def checks(finding: Finding) -> Iterator[Check]:
             layer="L3",
             name=f"no attacker extracted more of the {finding.mechanism} than its claim ({bound.estimator})",
             holds=bound.estimator not in accused,
-            detail=f"epsilon >= {bound.epsilon:.2f} at {CONFIDENCE:.0%} confidence; claimed {finding.claim:g}, "
-            f"delta {finding.delta:g}; m = {number}, runs = {finding.runs}",
+            detail=f"epsilon >= {bound.epsilon:.2f} at {CONFIDENCE:.0%} confidence; claimed "
+            f"{finding.claim:g} at delta {finding.delta:g}; m = {number}, runs = {finding.runs}",
         )
 
 

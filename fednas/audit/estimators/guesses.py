@@ -42,7 +42,8 @@ def best_guesses(
     """The number of guesses that an estimator shall make of m canaries.
 
     Of those that let it accuse a system without noise, the one with the highest bound on a Gaussian mechanism
-    that spends its claim wholly, in a game of little luck: one standard deviation below the mean. Where that would take more than half of the canaries, a system without noise
+    that spends its claim wholly, as the mean of a game of ordinary luck and of one where a standard deviation
+    fewer guesses are right. Where accusing would take more than half of the canaries, a system without noise
     need only get a bound above its claim; and where no number does that, all are guessed.
 
     Args:
@@ -60,9 +61,9 @@ def best_guesses(
         fit = [guesses for guesses in numbers if epsilon(guesses, guesses) > claim + SLACK]
     best, highest = m, -1.0
     for guesses in fit:
-        right = numbers[guesses]
-        unlucky = guesses * right - math.sqrt(guesses * right * (1.0 - right))
-        bound = epsilon(guesses, max(0, round(unlucky)))
+        right = numbers[guesses] * guesses
+        unlucky = right - math.sqrt(right * (1.0 - numbers[guesses]))
+        bound = epsilon(guesses, round(right)) + epsilon(guesses, max(0, round(unlucky)))
         if bound > highest + 1e-6:  # so that rounding on another machine chooses alike
             best, highest = guesses, bound
     return best

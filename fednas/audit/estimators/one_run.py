@@ -78,7 +78,7 @@ def p_value(m: int, guesses: int, correct: int, epsilon: float, delta: float) ->
     """A bound on the chance of so many right guesses under (epsilon, delta), theorem 5.2 of the source.
 
     Under epsilon alone each guess is right with a chance of at most 1 / (1 + exp(-epsilon)), whatever was
-    seen of the other canaries; delta adds at most 2 m delta times the greatest mean mass just below `correct`.
+    seen of the others; delta adds at most 2 m delta times the greatest mean mass just below `correct`.
 
     Args:
         m: canaries.
