@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types contracts pytest proofs format clean
+.PHONY: help install demo test check lint types contracts pytest proofs mutants format clean
 
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -49,6 +49,9 @@ pytest: install
 
 proofs: install ## Long proofs: everything marked slow
 	$(BIN)/pytest -m slow
+
+mutants: install ## Break the code in every known way and see each one found (under 5 minutes)
+	$(BIN)/fednas audit mutants
 
 format: install ## Rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
