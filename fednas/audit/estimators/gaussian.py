@@ -17,13 +17,14 @@ def delta_of(mu: float, epsilon: float) -> float:
 
     Args:
         mu: how many standard deviations of noise a record moves what is seen, >= 0.
-        epsilon: in nats.
+        epsilon: >= 0.
 
     Source: Balle & Wang (2018), arXiv 1805.06530, theorem 8; Dong et al. (2019), arXiv 1905.02383, cor. 2.13.
     """
-    if mu == 0.0:
-        return max(0.0, -math.expm1(epsilon))
-    near, far = float(log_ndtr(mu / 2 - epsilon / mu)), float(log_ndtr(-mu / 2 - epsilon / mu)) + epsilon
+    ratio = epsilon / mu if mu > 0.0 else math.inf
+    near, far = float(log_ndtr(mu / 2 - ratio)), float(log_ndtr(-mu / 2 - ratio)) + epsilon
+    if near == -math.inf or mu == 0.0:
+        return 0.0
     return math.exp(near) * -math.expm1(min(0.0, far - near))  # both terms may be tiny: in logarithms
 
 
