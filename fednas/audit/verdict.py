@@ -12,7 +12,7 @@ from fednas.audit.estimators import CONFIDENCE, NAMES, Bound, accusers, lower_bo
 from fednas.audit.estimators.gaussian import mu_of
 from fednas.audit.findings import Check, Finding, Game
 
-_GUESSED_AT_LEAST = 2.5  # canaries to a guess: the share that is guessed goes in steps
+_CANARIES_PER_GUESS = 3.0  # of some number that is tried, and is at most half of all
 _MOST_CANARIES = 100_000  # that a subject allows
 
 
@@ -61,7 +61,7 @@ def ceiling(game: Game) -> tuple[Bound, ...]:
     Args:
         game: its claim, its delta and its number of canaries are read, its scores are not.
     """
-    return lower_bounds(_always_right(game))
+    return lower_bounds(_always_right(game, len(game.members)))
 
 
 def too_few(game: Game) -> str | None:
@@ -70,20 +70,26 @@ def too_few(game: Game) -> str | None:
     Args:
         game: its claim, its delta and its number of canaries are read, its scores are not.
     """
-    accused = accusers(_always_right(game))
-    silent = [name for name in NAMES if name not in accused]
+    silent = _silent(game, len(game.members))
     if not silent:
         return None
-    wanted = math.ceil(_GUESSED_AT_LEAST * one_run.least_guesses(game.claim))
-    more = f"play {wanted} or audit" if wanted <= _MOST_CANARIES else "audit"
+    wanted = math.ceil(_CANARIES_PER_GUESS * one_run.least_guesses(game.claim))
+    enough = wanted <= _MOST_CANARIES and not _silent(game, wanted)
     return (
         f"{len(game.members)} canaries are few for a claim of epsilon {game.claim:g}: a system without noise "
-        f"would pass by {' and '.join(silent)}; {more} at a smaller claim"
+        f"would pass by {' and '.join(silent)}; "
+        + (f"play {wanted} or audit at a smaller claim" if enough else "audit at a smaller claim")
     )
 
 
-def _always_right(game: Game) -> Game:
-    members = _halves(len(game.members))
+def _silent(game: Game, canaries: int) -> list[str]:
+    """The estimators that would not accuse, with so many canaries, though an attacker were always right."""
+    accused = accusers(_always_right(game, canaries))
+    return [name for name in NAMES if name not in accused]
+
+
+def _always_right(game: Game, canaries: int) -> Game:
+    members = _halves(canaries)
     return replace(game, members=members, scores=np.where(members, np.inf, -np.inf))
 
 

@@ -44,7 +44,8 @@ def best_guesses(
     Of those that let it accuse a system without noise, the one with the highest bound on a Gaussian mechanism
     that spends its claim wholly, as the mean of a game of ordinary luck and of one where a standard deviation
     fewer guesses are right. Where accusing would take more than half of the canaries, a system without noise
-    need only get a bound above its claim; and where no number does that, all are guessed.
+    need only get a bound above its claim; and where no number does that, as many as may be. These are four
+    standard deviations less than all, so that there are enough members and others for both halves.
 
     Args:
         m: canaries.
@@ -55,11 +56,12 @@ def best_guesses(
     """
     mu = mu_of(claim, delta)
     options = [guesses_beyond(mu, distance) for distance in _DISTANCES]
-    numbers = {min(m, round(share * m)): right for share, right in options}
+    most = max(m // 2, math.floor(m - 4.0 * math.sqrt(m)))
+    numbers = {min(most, round(share * m)): right for share, right in options}
     fit = [guesses for guesses in numbers if accuses(guesses, guesses, claim + SLACK)]
     if min(fit, default=m) > m / 2:
         fit = [guesses for guesses in numbers if epsilon(guesses, guesses) > claim + SLACK]
-    best, highest = m, -1.0
+    best, highest = most, -1.0
     for guesses in fit:
         right = numbers[guesses] * guesses
         unlucky = right - math.sqrt(right * (1.0 - numbers[guesses]))

@@ -49,7 +49,7 @@ def accuses(scores: NDArray[np.float64], members: NDArray[np.bool_], *, claim: f
     accused with a chance of at most `SIGNIFICANCE`.
     """
     m, guesses = len(scores), num_guesses(len(scores), claim, delta)
-    return _accuses(m, guesses, num_correct(scores, members, guesses), claim, delta)
+    return refutes(m, guesses, num_correct(scores, members, guesses), claim, delta)
 
 
 @lru_cache(maxsize=256)
@@ -60,7 +60,7 @@ def num_guesses(m: int, claim: float, delta: float) -> int:
         claim,
         delta,
         epsilon=lambda guesses, right: epsilon_of_counts(m, guesses, right, delta, 0.05),
-        accuses=lambda guesses, right, claimed: _accuses(m, guesses, right, claimed, delta),
+        accuses=lambda guesses, right, claimed: refutes(m, guesses, right, claimed, delta),
     )
 
 
@@ -69,7 +69,8 @@ def least_guesses(claim: float) -> int:
     return math.ceil(math.log(SIGNIFICANCE) / math.log(expit(claim + SLACK)))
 
 
-def _accuses(m: int, guesses: int, correct: int, claim: float, delta: float) -> bool:
+def refutes(m: int, guesses: int, correct: int, claim: float, delta: float) -> bool:
+    """Whether such numbers accuse: see `accuses`."""
     by_epsilon = p_value(m, guesses, correct, claim, 0.0)
     return by_epsilon <= SIGNIFICANCE and p_value(m, guesses, correct, claim, delta) <= _FAILURES
 
