@@ -83,11 +83,11 @@ def epsilon_of_counts(
         epsilon >= 0.
     """
     one = 0.5 * (1.0 - _ALL_GUESSES) * significance
-    rates = ndtri(_least_rate(found, num_members, one)) + ndtri(_least_rate(cleared, num_others, one))
-    whole = _least_rate(found + cleared, num_members + num_others, _ALL_GUESSES * significance)
+    rates = ndtri(least_rate(found, num_members, one)) + ndtri(least_rate(cleared, num_others, one))
+    whole = least_rate(found + cleared, num_members + num_others, _ALL_GUESSES * significance)
     return epsilon_of(max(0.0, float(rates), 2.0 * float(ndtri(whole))), delta)
 
 
-def _least_rate(successes: int, trials: int, significance: float) -> float:
+def least_rate(successes: int, trials: int, significance: float) -> float:
     """The lower end of a one-sided interval, Clopper & Pearson (1934)."""
     return float(betaincinv(successes, trials - successes + 1, significance)) if successes else 0.0
