@@ -74,7 +74,7 @@ def sampled_sigma(epsilon: float) -> float:
 
     def excess(sigma: float) -> float:
         event = PoissonGaussian(sampling_probability=0.25, noise_multiplier=sigma, steps=6)
-        return epsilon_pld([event], DELTA) - epsilon
+        return epsilon_pld([event], DELTA, value_discretization_interval=1e-3) - epsilon
 
     return float(brentq(excess, 0.5, 10.0, xtol=1e-2))
 
