@@ -20,7 +20,8 @@ def checks(finding: Finding) -> Iterator[Check]:
     """The checks that a finding stands for: itself, or that no bound of a game is above its claim.
 
     A game's check fails only if the bound at a confidence far above that of the reported ones exceeds the
-    claim: a correct system fails any of a game's checks with a chance of at most 1e-6.
+    claim: a correct system, if its noise is Gaussian, fails any check of a game with a chance of 1e-6 at
+    most.
 
     Args:
         finding: a check or a game.
