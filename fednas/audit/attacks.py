@@ -98,7 +98,7 @@ class WeightsAttack:
     @property
     def _width(self) -> int:
         """Of the first layer: the wider, the fewer features a record needs and the more W2 weighs."""
-        return max(16, *(width for width in (16, 32, 64, 128) if width**2 <= self.subject.canaries))
+        return max((width for width in (16, 32, 64, 128) if width**2 <= self.subject.canaries), default=16)
 
     @property
     def _features(self) -> int:
