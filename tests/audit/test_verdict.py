@@ -42,6 +42,16 @@ def test_a_game_stands_for_one_check_of_each_estimator_with_its_figures() -> Non
         )
 
 
+def test_a_bound_that_is_above_its_claim_by_chance_accuses_nobody_and_says_so() -> None:
+    random = np.random.default_rng(1)
+    games = [gaussian_game(random, claim=2.0, m=400) for _ in range(200)]
+    details = [check.detail for game in games for check in verdict.checks(game) if check.holds]
+    lucky = [detail for detail in details if "not beyond doubt" in detail]
+    assert len(details) == 600
+    assert 0 < len(lucky) <= 0.1 * 200
+    assert all(float(detail.split()[2]) >= 2.0 for detail in lucky)
+
+
 @pytest.mark.parametrize(("m", "claim"), [(400, 2.0), (1000, 3.0), (4000, 4.0), (200, 1.0), (100, 0.1)])
 def test_a_system_without_noise_fails_every_check(m: int, claim: float) -> None:
     assert [check.holds for check in verdict.checks(without_noise(m, claim))] == [False, False, False]
