@@ -52,20 +52,22 @@ _FAR = 100.0  # where a float32 tanh is 1 and its slope 0
 _LAYERS = 4
 _SURE = 40.0  # logit of the class that canaries do not have: exp(-40) is no gradient
 _SPARE = 512  # coordinates where no canary shows; the noise is measured to 3 %
-_LEAST = 1e-6  # of the promised variance: a release without noise is divided by that
+_LEAST = 1e-6  # of the promised variance, and of 1: a release without noise is divided by that
 
 
-def combined(values: Floats, gains: Floats, variances: Floats) -> Floats:
+def combined(values: Floats, gains: Floats, measured: Floats, *, promised: float) -> Floats:
     """The best linear score of several releases.
 
     Args:
         values: shape (releases, ...): of each canary.
         gains: shape (releases,): what a canary adds to each.
-        variances: shape (releases,): of the noise.
+        measured: shape (releases,): variance of the noise.
+        promised: variance that the plan says.
 
     Returns:
         Shape (...): with a variance of 1 under noise alone.
     """
+    variances = np.maximum(measured, _LEAST * max(promised, _LEAST))
     weights = gains / variances
     scores: Floats = np.tensordot(weights, values, axes=1) / np.sqrt(np.sum(gains * weights))
     return scores
@@ -153,10 +155,10 @@ class WeightsAttack:
         (answers,) = runs
         sums = np.array([self._sums(answer) for answer in answers])
         steps = self.study.training.steps_per_round
-        least = _LEAST * steps * self.plan.noise_multiplier("search") ** 2
+        promised = steps * self.plan.noise_multiplier("search") ** 2
         noise = np.mean(np.square(sums[:, -_SPARE:]), axis=1)
         gains = np.full(len(sums), float(steps))
-        return combined(sums[:, : self.subject.canaries], gains, np.maximum(noise, least))
+        return combined(sums[:, : self.subject.canaries], gains, noise, promised=promised)
 
     def _sums(self, answer: Mapping[str, NDArray[Any]]) -> Floats:
         """What the steps added up to in each coordinate of W1, in clip norms, canary by canary."""
@@ -255,8 +257,8 @@ class ArchitectureAttack:
         rest = released - sums @ self.directions
         freedom = rest.shape[1] * (rest.shape[2] - _LAYERS)
         noise = np.sum(np.square(rest), axis=(1, 2)) / freedom
-        least = _LEAST * self.plan.noise_multiplier("alphas") ** 2
-        return combined(sums, np.ones(len(sums)), np.maximum(noise, least)).ravel()
+        promised = self.plan.noise_multiplier("alphas") ** 2
+        return combined(sums, np.ones(len(sums)), noise, promised=promised).ravel()
 
 
 @final
@@ -313,8 +315,8 @@ class FitnessAttack:
         between = np.mean(np.square(counts[:, None] - counts[None]), axis=2)
         number = len(counts)
         noise = (between.sum(axis=1) - between.sum() / (2 * number - 2)) / (number - 2)
-        least = _LEAST * self.plan.noise_multiplier("fitness") ** 2
-        return combined(counts, np.ones(number), np.maximum(noise, least))
+        promised = self.plan.noise_multiplier("fitness") ** 2
+        return combined(counts, np.ones(number), noise, promised=promised)
 
 
 def _study(subject: Subject, features: int, *, classes: int, steps: int, weights: float) -> StudyConfig:
@@ -331,8 +333,9 @@ def _study(subject: Subject, features: int, *, classes: int, steps: int, weights
             architecture=rest,
             fitness=rest,
         ),
+        # Two candidates and the report's one: the three counts that a fitness canary is in.
         schedule=ScheduleSection(
-            search_rounds=2, final_rounds=1, generations=1, candidates=3, spare_rounds=0
+            search_rounds=2, final_rounds=1, generations=1, candidates=2, spare_rounds=0
         ),
         training=TrainingSection(
             sampling_probability=1.0,
