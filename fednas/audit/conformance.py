@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from fednas.audit.conversations import accountants_agree, sites_answer
+from fednas.audit.accounts import ACCOUNTS, the_plan_costs_what_it_says
+from fednas.audit.conversations import sites_answer
 from fednas.audit.drills import DRILLS, check
 from fednas.audit.findings import Check, Finding
 from fednas.audit.subject import Subject
@@ -18,9 +19,9 @@ def check_conformance(subject: Subject, folder: Path) -> Iterator[Finding]:
         subject: what is audited.
         folder: empty, for the files of rehearsals.
     """
-    for drill in DRILLS:
+    for drill in (*DRILLS, *ACCOUNTS):
         yield from _held(drill, folder / drill.__name__)
-    for scene in (sites_answer, accountants_agree):
+    for scene in (sites_answer, the_plan_costs_what_it_says):
         yield from _held(partial(scene, subject), folder / scene.__name__)
 
 
