@@ -152,17 +152,20 @@ def infect(edits: Sequence[Edit]) -> None:
         del sys.modules[name]
 
 
-def examine(layer: str) -> Iterator[Check]:
+def examine(layer: str, folder: Path) -> Iterator[Check]:
     """Run one layer on the reference study in this process, and yield what it checked as it comes.
 
     The layer gets the reference subject and an empty folder, and nothing else: it has no record to lose.
+
+    Args:
+        layer: by name.
+        folder: where it works.
     """
     layers = importlib.import_module("fednas.audit.layers")
     subject = importlib.import_module("fednas.audit.subject").reference()
     verdict = importlib.import_module("fednas.audit.verdict")
-    with tempfile.TemporaryDirectory() as folder:
-        for finding in layers.ATTACKS[layer](subject, Path(folder)):
-            yield from cast(Iterator[Check], verdict.checks(finding))
+    for finding in layers.ATTACKS[layer](subject, folder):
+        yield from cast(Iterator[Check], verdict.checks(finding))
 
 
 def accusation(check: Check) -> str:
@@ -176,7 +179,9 @@ def attack(layer: str) -> str | None:
     Returns:
         The name and figures of the first check that did not hold, or None.
     """
-    return next((accusation(check) for check in examine(layer) if not check.holds), None)
+    with tempfile.TemporaryDirectory() as folder:
+        checks = examine(layer, Path(folder))
+        return next((accusation(check) for check in checks if not check.holds), None)
 
 
 if __name__ == "__main__":
