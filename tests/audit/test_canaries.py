@@ -249,7 +249,7 @@ def test_at_a_claim_of_four_with_1000_canaries_most_of_it_is_extracted_and_no_mo
     bounds = bounds_of(game)
     # 3.3 and 2.2 are to be expected; the noise is secret, so a game has its luck.
     assert bounds["GDP"] > 1.3
-    assert bounds["f-DP"] > 0.8
+    assert bounds["f-DP"] > 0.5
     assert not accusers(game)
 
 
@@ -276,5 +276,5 @@ def test_end_to_end_the_smaller_mechanisms_show_as_much(tmp_path: Path, mechanis
     )
     bounds = bounds_of(game)
     assert bounds["GDP"] > 1.3
-    assert bounds["f-DP"] > 0.8
+    assert bounds["f-DP"] > 0.5
     assert not accusers(game)
