@@ -1,15 +1,29 @@
-"""The statement that a data protection officer reads: regenerated, bit for bit, from a ledger file alone."""
+"""The statement that a data protection officer reads: made again, bit for bit, from a ledger and an audit."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fednas.errors import ConfigurationError
 from fednas.privacy.numbers import canonical_json
 from fednas.statement.account import read_account
+from fednas.statement.audit import decode_audit, encode_audit, read_audit, validated
 from fednas.statement.document import compose
 from fednas.statement.page import render
 
-__all__ = ["Statement", "compose", "read_account", "render", "state", "write"]
+__all__ = [
+    "Statement",
+    "compose",
+    "decode_audit",
+    "encode_audit",
+    "read_account",
+    "read_audit",
+    "render",
+    "state",
+    "validated",
+    "write",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,20 +41,23 @@ class Statement:
     page: bytes
 
 
-def state(ledger: Path) -> Statement:
+def state(ledger: Path, audit: Mapping[str, Any] | None = None) -> Statement:
     """Make the statement of a ledger.
 
     Args:
         ledger: the file; it is only read, and verified first.
+        audit: of the code that the site ran, as `read_audit` gives it; None where none was made.
 
     Raises:
-        LedgerError: it is missing, foreign or tampered with.
+        LedgerError: the ledger is missing, foreign or tampered with.
+        ConfigurationError: the audit is none.
 
     Guarantees:
-        - Equal ledgers give equal bytes: neither clock, locale, file name nor environment takes part.
+        - Equal ledgers and audits give equal bytes: neither clock, locale, file name nor environment takes
+          part.
         - Nothing is stated of a file that does not verify.
     """
-    document = compose(read_account(ledger))
+    document = compose(read_account(ledger), None if audit is None else validated(audit))
     return Statement(
         dataset=document["dataset"],
         document=(canonical_json(document) + "\n").encode("ascii"),

@@ -44,6 +44,7 @@ class Account:
         retries: charges of an operation that had been charged before, as after a crash.
         software: (code digest, packages) of each DECLARE entry, without repeats.
         history: (entries so far, epsilon charged by stream) at a few entries.
+        digests: of every entry: whoever kept one as a head can find it again.
     """
 
     spend: Spend
@@ -53,6 +54,7 @@ class Account:
     retries: int
     software: tuple[tuple[str, Mapping[str, str]], ...]
     history: tuple[tuple[int, Mapping[str, float]], ...]
+    digests: tuple[str, ...]
 
     @property
     def order(self) -> int | None:
@@ -94,6 +96,7 @@ def read_account(path: Path) -> Account:
         retries=spend.num_reservations - len(spend.operations),
         software=_software(entries),
         history=tuple(history),
+        digests=tuple(entry.digest for entry in entries),
     )
 
 

@@ -1,7 +1,7 @@
 """The privacy statement of a ledger as one value: what a data protection officer signs, and nothing else."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from decimal import ROUND_CEILING, Decimal
 from typing import Any, Final
@@ -9,6 +9,7 @@ from typing import Any, Final
 from fednas.privacy.events import NonPrivate, encode
 from fednas.privacy.grid import GRID_STEP
 from fednas.privacy.plan import STREAMS
+from fednas.statement import audit as audits
 from fednas.statement.account import Account, PlanUse
 from fednas.statement.bounds import RELATIONS, Bound, event_bounds, filter_bounds, site_bounds
 from fednas.statement.tradeoff import risk
@@ -93,16 +94,17 @@ SEVERAL_PLANS = (
 )
 
 
-def compose(account: Account) -> dict[str, Any]:
+def compose(account: Account, audit: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The statement of an account as plain JSON values.
 
     Epsilons and risks are rounded up to six decimals; what protects nothing is the word "infinite".
 
     Args:
         account: of a verified ledger.
+        audit: a validated audit of what the site ran; see `fednas.statement.audit`.
 
     Returns:
-        A value that depends on the ledger's entries alone.
+        A value that depends on the ledger's entries and on the audit alone.
     """
     spend, proof = account.spend, account.proof
     cap, first = spend.cap, spend.first_cap
@@ -155,6 +157,7 @@ def compose(account: Account) -> dict[str, Any]:
             }
             for s in spent.streams
         ],
+        "audit": audits.section(account, audit),
         "risk": {"source": RISK_SOURCE, "relations": [_risk(r, whole, spend.seeded) for r in RELATIONS]},
         "releases": {
             "mechanism": GRID,

@@ -1,15 +1,25 @@
 """The statement as one page that people read: no script, nothing fetched, every word escaped."""
 
-from collections.abc import Mapping, Sequence
-from decimal import ROUND_CEILING, Decimal
+from collections.abc import Mapping
 from html import escape
-from typing import Any, Final
+from typing import Any
 
+from fednas.statement.audit_page import alarm, audit_section
 from fednas.statement.chart import spend_chart
-from fednas.statement.style import STYLE
-
-_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
-_NAMES: Final = {"add_remove": "add or remove", "replace_one": "replace one"}
+from fednas.statement.elements import (
+    RELATION_NAMES,
+    delta_text,
+    fact_list,
+    is_finite,
+    number_text,
+    percent_text,
+    rank,
+    round_up,
+    row_cells,
+    short_text,
+    table,
+    whole_page,
+)
 
 
 def render(document: Mapping[str, Any]) -> str:
@@ -24,25 +34,20 @@ def render(document: Mapping[str, Any]) -> str:
     title = f"Privacy statement: {document['dataset']}"
     sections = [
         _head(document),
+        alarm(document["audit"]),
         _claim(document),
         _promise(document),
         _spent(document),
         _epsilons(document),
         _risk(document),
+        audit_section(document["audit"]),
         _releases(document),
         _incidents(document),
         _software(document),
         _verify(document),
         _limits(document),
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><main>\n"
-        + "\n".join(sections)
-        + "\n</main></body></html>\n"
-    )
+    return whole_page(title, sections)
 
 
 def _head(document: Mapping[str, Any]) -> str:
@@ -53,7 +58,7 @@ def _head(document: Mapping[str, Any]) -> str:
         ("Declared size", f"{size:,} records" if size else "not declared"),
     ]
     name = escape(document["dataset"])
-    return f'<header><p class="eyebrow">Privacy statement</p><h1>{name}</h1>{_facts(facts)}</header>'
+    return f'<header><p class="eyebrow">Privacy statement</p><h1>{name}</h1>{fact_list(facts)}</header>'
 
 
 def _claim(document: Mapping[str, Any]) -> str:
@@ -62,30 +67,30 @@ def _claim(document: Mapping[str, Any]) -> str:
     if not document["private"]:
         reasons = "".join(f"<li>{escape(reason)}</li>" for reason in document["not_private_because"])
         nominal = ""
-        if _finite(claim["nominal_epsilon"]):
+        if is_finite(claim["nominal_epsilon"]):
             nominal = (
                 f'<p class="note">Had the noise been secret, epsilon would have been '
-                f"{_number(claim['nominal_epsilon'])} at delta {_delta(delta)}. It was not.</p>"
+                f"{number_text(claim['nominal_epsilon'])} at delta {delta_text(delta)}. It was not.</p>"
             )
         return (
             '<section class="claim infinite"><p class="number">ε = INFINITE <small>nothing is protected'
             f"</small></p><ul>{reasons}</ul>{nominal}</section>"
         )
     add = document["risk"]["relations"][0]
-    share = 100.0 * epsilon / cap if _finite(cap) else 0.0
+    share = 100.0 * epsilon / cap if is_finite(cap) else 0.0
     meaning = "Nothing has been charged to this dataset yet."
     if epsilon > 0.0:
         meaning = (
             "Whoever sees everything that ever left this site, and suspects that one certain record was "
             "used, can test for it. If the test may be wrong about 1 record in 100 that was not used, it "
-            f"finds at most {_percent(add['tpr_at_1_percent'])} of those that were."
+            f"finds at most {percent_text(add['tpr_at_1_percent'])} of those that were."
         )
     return (
-        f'<section class="claim"><p class="number">ε ≤ {_number(epsilon)} '
-        f"<small>at δ = {_delta(delta)}, add or remove one record</small></p>"
+        f'<section class="claim"><p class="number">ε ≤ {number_text(epsilon)} '
+        f"<small>at δ = {delta_text(delta)}, add or remove one record</small></p>"
         f'<div class="bar"><i style="width:{min(100.0, share):.2f}%"></i></div>'
-        f'<p class="note" style="margin:0">{share:.1f} % of the cap of {_number(cap)} that the owner set for '
-        f"everything that may ever leave</p><p>{meaning}</p></section>"
+        f'<p class="note" style="margin:0">{share:.1f} % of the cap of {number_text(cap)} that the '
+        f"owner set for everything that may ever leave</p><p>{meaning}</p></section>"
     )
 
 
@@ -96,7 +101,7 @@ def _promise(document: Mapping[str, Any]) -> str:
         (
             "Relation",
             "neighbouring datasets differ in one record: "
-            + "; or ".join(f"{words} ({_NAMES[r]})" for r, words in unit["relations"].items()),
+            + "; or ".join(f"{words} ({RELATION_NAMES[r]})" for r, words in unit["relations"].items()),
         ),
         ("Adversary", document["adversary"]),
         ("Trust", document["trust"]),
@@ -110,19 +115,25 @@ def _promise(document: Mapping[str, Any]) -> str:
             '<p class="bad">Nothing. What follows is what the numbers of this page would mean if the noise '
             "had been secret and everywhere.</p>"
         )
-    return f"<section><h2>What is promised</h2>{nothing}{_facts(facts)}</section>"
+    return f"<section><h2>What is promised</h2>{nothing}{fact_list(facts)}</section>"
 
 
 def _spent(document: Mapping[str, Any]) -> str:
     claim, streams = document["claim"], document["streams"]
     mode = "plan mode" if claim["order"] is None else f"adaptive mode, order {claim['order']}"
-    most = max(streams, key=lambda s: _rank(s["claimed"]))["stream"]
+    most = max(streams, key=lambda s: rank(s["claimed"]))["stream"]
     rows = []
     for s in streams:
         share = "–" if s["share"] is None else f"{100 * s['share']:g} %"
         style = ' class="most"' if s["stream"] == most else ""
-        cells = [s["stream"], share, _number(s["charged"]), _number(s["claimed"]), _number(s["proved"])]
-        rows.append(f"<tr{style}>" + _cells(cells, left=1) + "</tr>")
+        cells = [
+            s["stream"],
+            share,
+            number_text(s["charged"]),
+            number_text(s["claimed"]),
+            number_text(s["proved"]),
+        ]
+        rows.append(f"<tr{style}>" + row_cells(cells, left=1) + "</tr>")
     figure = ""
     drawing = spend_chart(document) if document["private"] else ""  # a curve that looks private is no news
     if drawing:
@@ -137,9 +148,9 @@ def _spent(document: Mapping[str, Any]) -> str:
     columns = ["stream", "share of records", "charged", "claimed", "claimed, proved"]
     return (
         "<section><h2>What was spent</h2>"
-        f"<p>Per stream at δ = {_delta(claim['delta'])}, {mode}. A record is in one stream, "
+        f"<p>Per stream at δ = {delta_text(claim['delta'])}, {mode}. A record is in one stream, "
         "so the dataset’s epsilon is the largest claim, not their sum.</p>"
-        + _table(columns, rows, left=1)
+        + table(columns, rows, left=1)
         + figure
         + "</section>"
     )
@@ -148,7 +159,7 @@ def _spent(document: Mapping[str, Any]) -> str:
 def _epsilons(document: Mapping[str, Any]) -> str:
     deltas = list(dict.fromkeys(b["delta"] for b in document["streams"][0]["bounds"]))
     relations = list(document["unit"]["relations"])
-    over = "".join(f'<th class="over" colspan="2">{_NAMES[relation]}</th>' for relation in relations)
+    over = "".join(f'<th class="over" colspan="2">{RELATION_NAMES[relation]}</th>' for relation in relations)
     head = (
         f'<tr><th class="none" colspan="2"></th>{over}</tr><tr><th>stream</th><th class="n">δ</th>'
         + '<th class="n">PLD</th><th class="n">proved</th>' * len(relations)
@@ -159,12 +170,12 @@ def _epsilons(document: Mapping[str, Any]) -> str:
     for name, bounds in [*parts, ("any record", document["claim"]["bounds"])]:
         found = {(b["relation"], b["delta"]): b for b in bounds}
         for number, delta in enumerate(deltas):
-            cells = [name if number == 0 else "", _delta(delta)]
+            cells = [name if number == 0 else "", delta_text(delta)]
             for relation in relations:
                 bound = found[relation, delta]
-                cells += [_number(bound["pld"]), _number(bound["proved"])]
+                cells += [number_text(bound["pld"]), number_text(bound["proved"])]
             style = ' class="begin"' if number == 0 else ""
-            rows.append(f"<tr{style}>" + _cells(cells, left=1) + "</tr>")
+            rows.append(f"<tr{style}>" + row_cells(cells, left=1) + "</tr>")
     return (
         "<section><h2>Epsilon at three deltas</h2><p>The claim of each stream by privacy loss distributions "
         "(PLD, tighter) and by Rényi divergences of integer order (proved). Any record: a record that is "
@@ -176,12 +187,12 @@ def _epsilons(document: Mapping[str, Any]) -> str:
 def _risk(document: Mapping[str, Any]) -> str:
     rows = [
         "<tr>"
-        + _cells(
+        + row_cells(
             [
-                _NAMES[r["relation"]],
-                _up(r["advantage"], 3),
-                _percent(r["tpr_at_1_percent"]),
-                _percent(r["tpr_at_01_percent"]),
+                RELATION_NAMES[r["relation"]],
+                round_up(r["advantage"], 3),
+                percent_text(r["tpr_at_1_percent"]),
+                percent_text(r["tpr_at_01_percent"]),
             ],
             left=1,
         )
@@ -190,22 +201,22 @@ def _risk(document: Mapping[str, Any]) -> str:
     ]
     groups = []
     for g in document["unit"]["groups"]:
-        known = _finite(g["epsilon"])
+        known = is_finite(g["epsilon"])
         cells = [
             str(g["records"]),
-            _number(g["epsilon"]) if known else "no bound",
-            _delta(g["delta"]) if known else "–",
+            number_text(g["epsilon"]) if known else "no bound",
+            delta_text(g["delta"]) if known else "–",
         ]
-        groups.append("<tr>" + _cells(cells, left=0) + "</tr>")
+        groups.append("<tr>" + row_cells(cells, left=0) + "</tr>")
     columns = ["relation", "advantage", "found at 1 % false alarms", "found at 0.1 % false alarms"]
     return (
         "<section><h2>What that means for a record</h2><p>The best that any membership test can do with "
         "everything that was sent: its advantage (true less false positive rate), and its true positive rate."
         "</p>"
-        + _table(columns, rows, left=1)
+        + table(columns, rows, left=1)
         + f'<p class="note">By {escape(document["risk"]["source"])}.</p><h3>Several records together</h3>'
         "<p>If one person has k records here, they are protected together by k ε at k e<sup>(k−1) ε</sup> δ:"
-        "</p>" + _table(["k", "ε", "δ"], groups, left=0, style="small") + "</section>"
+        "</p>" + table(["k", "ε", "δ"], groups, left=0, style="small") + "</section>"
     )
 
 
@@ -216,7 +227,7 @@ def _releases(document: Mapping[str, Any]) -> str:
         ("Noise source", releases["noise_source"]),
         ("Sampling", releases["sampling"]),
     ]
-    parts = [f"<section><h2>What was released</h2>{_facts(facts)}"]
+    parts = [f"<section><h2>What was released</h2>{fact_list(facts)}"]
     if not releases["plans"]:
         parts.append("<p>No plan was opened: nothing was released.</p>")
     for plan in releases["plans"]:
@@ -227,20 +238,20 @@ def _releases(document: Mapping[str, Any]) -> str:
             noise = event.get("noise_multiplier", "none")
             cells = [a["name"], a["what"], ", ".join(a["streams"])]
             numbers = [
-                _short(q),
-                _short(noise),
+                short_text(q),
+                short_text(noise),
                 f"{a['clip_norm']:g}",
                 f"{a['t_max']:,}",
                 f"{a['charged']:,}",
             ]
-            rows.append("<tr>" + _cells([*cells, *numbers], left=3) + "</tr>")
+            rows.append("<tr>" + row_cells([*cells, *numbers], left=3) + "</tr>")
         runs = plan["runs"]
         names = ", ".join(runs[:5]) + (f" and {len(runs) - 5} more" if len(runs) > 5 else "")
         columns = ["release", "what", "streams", "q", "noise", "clip", "at most", "charged"]
         parts.append(
             f"<h3>Plan of {'run' if len(runs) == 1 else f'{len(runs)} runs:'} {escape(names)}</h3>"
             f'<p class="note">sha256 <code>{plan["id"]}</code></p>'
-            + _table(columns, rows, left=3, style="plan")
+            + table(columns, rows, left=3, style="plan")
         )
     parts.append(
         '<p class="note">q: chance of a record to be in a step. noise: standard deviation over the '
@@ -262,7 +273,7 @@ def _incidents(document: Mapping[str, Any]) -> str:
         ),
         ("Repeats", f"{incidents['retries']} charged again because no reply had been stored"),
     ]
-    return f"<section><h2>Refusals and crashes</h2>{_facts(facts)}</section>"
+    return f"<section><h2>Refusals and crashes</h2>{fact_list(facts)}</section>"
 
 
 def _software(document: Mapping[str, Any]) -> str:
@@ -271,7 +282,7 @@ def _software(document: Mapping[str, Any]) -> str:
         parts.append("<p>Not declared.</p>")
     for software in document["software"]:
         packages = ", ".join(f"{name} {version}" for name, version in sorted(software["packages"].items()))
-        parts.append(_facts([("Code, sha256", software["code"]), ("Packages", packages)]))
+        parts.append(fact_list([("Code, sha256", software["code"]), ("Packages", packages)]))
     return "".join(parts) + "</section>"
 
 
@@ -283,9 +294,12 @@ def _verify(document: Mapping[str, Any]) -> str:
         ("Signed under", ledger["signer"]),
     ]
     first, second = document["verify"]
+    source = "Every number above follows from the ledger file alone."
+    if document["audit"] is not None:
+        source = "Every number above follows from the ledger file and from the audit’s alone."
     return (
-        f"<section><h2>Check it yourself</h2>{_facts(facts, code=True)}"
-        '<p class="after">Every number above follows from the ledger file alone. With the program:</p>'
+        f"<section><h2>Check it yourself</h2>{fact_list(facts, code=True)}"
+        f'<p class="after">{source} With the program:</p>'
         f"<pre>{escape(first)}</pre>"
         "<p>With nothing but Python, by one file that can be read in a sitting:</p>"
         f"<pre>{escape(second)}</pre>"
@@ -297,54 +311,3 @@ def _verify(document: Mapping[str, Any]) -> str:
 def _limits(document: Mapping[str, Any]) -> str:
     items = "".join(f"<li>{escape(text)}</li>" for text in document["not_covered"])
     return f"<section><h2>What is not covered</h2><ul>{items}</ul></section>"
-
-
-def _facts(facts: Sequence[tuple[str, str]], *, code: bool = False) -> str:
-    def shown(text: str) -> str:
-        return f"<code>{escape(text)}</code>" if code else escape(text)
-
-    return '<dl class="facts">' + "".join(f"<dt>{n}</dt><dd>{shown(t)}</dd>" for n, t in facts) + "</dl>"
-
-
-def _table(columns: Sequence[str], rows: Sequence[str], *, left: int, style: str = "") -> str:
-    head = "".join(f"<th{_side(i, left)}>{escape(name)}</th>" for i, name in enumerate(columns))
-    return f'<div class="wide"><table class="{style}"><tr>{head}</tr>{"".join(rows)}</table></div>'
-
-
-def _cells(texts: Sequence[str], *, left: int) -> str:
-    return "".join(f"<td{_side(i, left)}>{escape(text)}</td>" for i, text in enumerate(texts))
-
-
-def _side(index: int, left: int) -> str:
-    return "" if index < left else ' class="n"'
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float)
-
-
-def _rank(value: float | str) -> float:
-    return value if isinstance(value, int | float) else float("inf")
-
-
-def _number(value: float | str | None) -> str:
-    """An epsilon with four decimals, never less than it is."""
-    if value is None:
-        return "–"
-    return _up(value, 4) if isinstance(value, int | float) else value
-
-
-def _up(value: float, places: int) -> str:
-    return str(Decimal(repr(value)).quantize(Decimal(1).scaleb(-places), rounding=ROUND_CEILING))
-
-
-def _delta(value: float) -> str:
-    return f"{value:.3g}".replace("e-0", "e-")
-
-
-def _percent(value: float) -> str:
-    return f"{_up(100.0 * value, 1)} %"
-
-
-def _short(text: str) -> str:
-    return text.removesuffix(".0")

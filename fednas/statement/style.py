@@ -66,6 +66,20 @@ svg .line{fill:none;stroke-width:2;stroke-linejoin:round}
 svg .line.s0{stroke:var(--s0)}svg .line.s1{stroke:var(--s1)}svg .line.s2{stroke:var(--s2)}
 svg .label{font-weight:600}
 svg .label.s0{fill:var(--s0)}svg .label.s1{fill:var(--s1)}svg .label.s2{fill:var(--s2)}
+svg .name{fill:var(--ink);font-weight:600}
+svg .shown{fill:var(--s0)}svg .shown.b1{fill:var(--s2)}
+svg .shown.b2{fill:var(--s1)}svg .shown.over{fill:var(--bad)}
+svg .on-bar{fill:var(--ink);paint-order:stroke;stroke:var(--paper);stroke-width:4px;
+stroke-linejoin:round;font-size:12px;font-variant-numeric:tabular-nums}
+tr.fails td{color:var(--bad);font-weight:600}
+td.none{color:var(--soft)}
+table.matrix{margin-bottom:6px}
+details{margin:14px 0 0}
+summary{cursor:pointer;color:var(--accent);font-size:14.5px}
+details .wide{margin-top:8px}
+table.every{font-size:13px}
+table.every td:nth-child(3){min-width:180px}
+table.every td:nth-child(4){min-width:220px;color:var(--soft);overflow-wrap:anywhere}
 footer{margin-top:56px;padding-top:14px;border-top:1px solid var(--rule)}
 @media (max-width:560px){
 main{padding:32px 18px 56px}
@@ -88,6 +102,7 @@ h2{break-after:avoid;margin-top:26px}
 h3{break-after:avoid}
 figure,.claim,tr,pre,dl.facts{break-inside:avoid}
 .wide{overflow:visible}
-.bar,.bar i{print-color-adjust:exact;-webkit-print-color-adjust:exact}
+details::details-content{content-visibility:visible;block-size:auto}
+svg .shown,.bar,.bar i{print-color-adjust:exact;-webkit-print-color-adjust:exact}
 }
 """

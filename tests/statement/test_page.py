@@ -74,6 +74,7 @@ def test_every_section_is_there_in_its_order(page: str) -> None:
         "What was spent",
         "Epsilon at three deltas",
         "What that means for a record",
+        "What an attack found",
         "What was released",
         "Refusals and crashes",
         "Software",

@@ -259,8 +259,11 @@ def test_numbers_are_rounded_up_and_never_above_what_they_are_exactly() -> None:
     assert upward(math.inf) == "infinite"
 
 
-def test_a_statement_has_no_audit_before_there_is_one(ledger: Path) -> None:
-    assert "audit" not in " ".join(stated(ledger)).lower()
+def test_a_statement_without_an_audit_says_plainly_that_none_was_given(ledger: Path) -> None:
+    assert stated(ledger)["audit"] is None
+    page = state(ledger).page.decode()
+    assert "Not audited." in page
+    assert "No audit was given" in page
 
 
 @pytest.mark.parametrize("packages", [["torch"], "torch", None, {"torch": ["<b>", "\ud800"]}, {"<i>": 1}])
