@@ -11,13 +11,13 @@ least as far off.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, stats
 from scipy.optimize import brentq, minimize_scalar
-from scipy.special import logsumexp, ndtri
+from scipy.special import kl_div, logsumexp, ndtri
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -303,8 +303,9 @@ def overlap(mask: Mask) -> Evidence:
 def succession(mask: Mask) -> Evidence:
     """Whether samples some steps apart share as many records as independent ones do, over all steps.
 
-    Given their sizes, the overlaps of independent samples are independent hypergeometric numbers, and so have
-    smaller exponential moments than a Poisson number of their mean (Hoeffding 1963): Chernoff bounds them.
+    Given their sizes, the overlaps of independent samples are independent hypergeometric numbers. Their
+    exponential moments are below those of binomial numbers of the same mean (Hoeffding 1963), and these below
+    those of one binomial number of all draws: Chernoff bounds its tails.
 
     Args:
         mask: shape (steps, records); transposed, it is records next to each other that are looked at.
@@ -316,14 +317,18 @@ def succession(mask: Mask) -> Evidence:
     for lag in range(1, min(steps - 1, _LAGS) + 1):
         shared = float(np.sum(rows[:-lag] * rows[lag:]))
         mean = float(np.sum(sizes[:-lag] * sizes[lag:])) / records
-        exponent = 0.0 if mean == 0.0 else float(_entropy(shared, mean))
+        draws = float(np.sum(sizes[:-lag]))
         words = f"{shared:.0f} records again after {lag}, expected {mean:.1f}"
-        found.append(Evidence(p=min(1.0, 2.0 * float(np.exp(-exponent))), figures=words))
+        chance = 2.0 * np.exp(-draws * _divergence(shared / draws, mean / draws)) if mean else 1.0
+        found.append(Evidence(p=min(1.0, float(chance)), figures=words))
     return worst(found) if found else Evidence(p=1.0, figures="a single step")
 
 
-def _entropy(count: float, mean: float) -> Any:
-    return count * np.log(count / mean) - count + mean if count else mean
+def _divergence(seen: float, expected: float) -> float:
+    """Of one coin from another, in nats; an expected rate of 1 bounds nothing."""
+    if expected >= 1.0:
+        return 0.0
+    return float(kl_div(seen, expected) + kl_div(1.0 - seen, 1.0 - expected))
 
 
 def association(left: Mask, right: Mask) -> Evidence:
