@@ -203,7 +203,8 @@ def _check_sums(stage: Stage, paths: list[Architecture]) -> Iterator[Check]:
 def _check_counts(stage: Stage, paths: list[Architecture]) -> Iterator[Check]:
     """Fitness: every class in turn, so that some network is right about some record."""
     x, _, name = stage.record("usual", "fitness")
-    candidates, right = [*paths, stage.space.smallest()], 0.0
+    candidates = [*paths, stage.space.smallest()]
+    right = np.zeros(len(candidates))
     for label, many in enumerate((33, 0, *[1] * (stage.space.num_classes - 2))):
         base, record = stage.records({"weights": 3, "architecture": 3, "fitness": many}), (x, label, name)
         without, with_it = (stage.play("evaluate", d, candidates) for d in (base, inserted(base, record)))
