@@ -33,7 +33,7 @@ ATTACKS: dict[str, Callable[..., Any]] = {
 }
 RELEASES = {"weights": 12, "architecture": 2, "fitness": 3}
 ALLOWANCE = {"weights": "search", "architecture": "alphas", "fitness": "fitness"}
-RUNS = {"weights": 1, "architecture": 60, "fitness": 200}
+RUNS = {"weights": 1, "architecture": 40, "fitness": 120}
 NOTHING = PrivacyBudget.non_private(delta=1e-5)
 
 
