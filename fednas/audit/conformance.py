@@ -64,28 +64,29 @@ def check_run(subject: Subject, run: Path) -> Iterator[Check]:
     files = read_server(run, subject.study)
     yield _rule("the server's records can be read and are complete", files.problems, _counted(files))
     yield _rule("the plans allow what the study's schedule needs and no more", _schedule(subject, files))
-    yield _rule(
-        "the epsilon that travels with the networks is that of the plans", _stated(files), _claims(files)
-    )
-    ledgers, problems, number = read_ledgers(run, files)
-    if not number and not problems:
+    travels = "the epsilon that travels with the networks is that of the plans"
+    yield _rule(travels, _stated(files), _claims(files))
+    ledgers = read_ledgers(run, files)
+    if not ledgers.number and not ledgers.problems:
         yield check(
             "the run directory holds no ledgers",
             True,
             "they are with the sites: what was charged is verified there, with `fednas ledger verify`",
         )
         return
-    yield _rule(
-        "every ledger is whole, in its order and signed by its own key", problems, f"{number} ledgers"
-    )
-    by_site = {ledger.site: ledger for ledger in ledgers}
-    missing = [f"{site}: it answered, and its ledger is not here" for site in _answered(files) - set(by_site)]
-    entries = sum(ledger.proof.entries for ledger in ledgers)
+    whole = "every ledger is whole, in its order and signed by its own key"
+    yield _rule(whole, ledgers.problems, f"{ledgers.number} ledgers")
+    by_site: dict[str, SiteLedger] = {}
+    for ledger in ledgers.found:
+        by_site.setdefault(ledger.site, ledger)
+    missing = sorted({seen.site for seen in files.seen} - set(by_site))
+    absent = [f"{site}: it answered, and its ledger is not here" for site in missing if ledgers.of_sites]
+    entries = sum(ledger.proof.entries for ledger in by_site.values())
     for name, found, detail in (
         (
-            "every site that answered has its ledger here, the one that the server met",
-            [*missing, *_met(files, by_site)],
-            f"{len(by_site)} sites",
+            "the ledgers are those that the server met, and opened the plans that it holds",
+            [*absent, *_met(files, by_site)],
+            f"{len(by_site)} sites" + (f"; no ledger of {', '.join(missing)} is here" if missing else ""),
         ),
         (
             "every answer that the server took is a release of that round in its site's ledger",
@@ -123,11 +124,7 @@ def _counted(files: ServerFiles) -> str:
     return f"{len({seen.step.round for seen in files.seen})} rounds, {len(files.facts)} sites"
 
 
-def _answered(files: ServerFiles) -> set[str]:
-    return {seen.site for seen in files.seen}
-
-
-def _schedule(subject: Subject, files: ServerFiles) -> Iterator[str] | list[str]:
+def _schedule(subject: Subject, files: ServerFiles) -> list[str]:
     """The plans, which the server holds, against the study."""
     if not files.plans:
         return []
@@ -170,7 +167,7 @@ def _stated(files: ServerFiles) -> list[str]:
 
 def _met(files: ServerFiles, ledgers: Mapping[str, SiteLedger]) -> list[str]:
     """The key, the dataset, the state at the greeting, and the plan that was opened."""
-    problems = []
+    problems, answered = [], {seen.site for seen in files.seen}
     for site, ledger in ledgers.items():
         if site not in files.facts:
             continue  # of a dataset that took no part
@@ -180,7 +177,7 @@ def _met(files: ServerFiles, ledgers: Mapping[str, SiteLedger]) -> list[str]:
         if facts.dataset != ledger.proof.dataset:
             problem = f"it is the ledger of {ledger.proof.dataset}"
         opened = [e.body["id"] for e in ledger.entries if e.kind == "PLAN" and e.body["run"] == files.run]
-        if opened not in ([plan.id], []) or (not opened and site in _answered(files)):
+        if opened not in ([plan.id], []) or (not opened and site in answered):
             problem = "it opened another plan than the server holds for it"
         if problem:
             problems.append(f"{site}: {problem}")
@@ -189,7 +186,7 @@ def _met(files: ServerFiles, ledgers: Mapping[str, SiteLedger]) -> list[str]:
 
 def _lost(ledger: SiteLedger, state: State) -> str:
     """Why a ledger has never been in a state, or nothing."""
-    if state.signer != ledger.proof.signer:
+    if state.entries < 1 or state.signer != ledger.proof.signer:
         return "its ledger is signed by another key than the server saw"
     if state.entries > ledger.proof.entries or ledger.entries[state.entries - 1].digest != state.head:
         return f"its ledger has never been in the state of {state.entries} entries that the server saw"
