@@ -1,10 +1,11 @@
 """`fednas ledger`: show, verify and state what a site's ledger proves."""
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -98,46 +99,106 @@ def verify_ledger(
 @group.command("statement")
 def state_ledger(
     paths: Ledgers,
+    audit: Annotated[
+        Path | None,
+        typer.Option(help="An audit of what the sites run. Default: audit.json of a run, if it is there."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the files. Default: beside each ledger.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write the statement a data protection officer reads, as JSON and as a page, from ledger files alone.
+    """Write the statement a data protection officer reads, as JSON and as a page, and one page for a run.
 
-    PATHS are ledger files, or run directories, which stand for the ledgers of their sites.
+    PATHS are ledger files, or run directories, which stand for the ledgers of their sites. A run's page is
+    privacy.html, beside its study.toml or in the folder of --out.
     """
     from fednas.statement import state, write
 
-    files = _ledger_files(paths)
-    statements = [state(path) for path in files]
+    audits = _audits(paths, audit)
+    files = list(audits)
+    statements = [state(path, audits[path]) for path in files]
     targets = _targets(files, [statement.dataset for statement in statements], out)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for path, statement, (folder, stem) in zip(files, statements, targets, strict=True):
         document, page = write(statement, folder, stem)
-        claim = json.loads(statement.document)["claim"]
+        stated = json.loads(statement.document)
+        claim, found = stated["claim"], stated["audit"]
         rows.append(
             {
                 "ledger": str(path),
                 "dataset": statement.dataset,
                 "epsilon": claim["epsilon"],
                 "delta": claim["delta"],
+                "audit": None if found is None else found["sha256"],
+                "accused": None if found is None else found["accused"],
                 "statement": str(document),
                 "page": str(page),
+                "overview": None,
             }
         )
+    for place, members in _overviews(paths, files, out).items():
+        _write_overview(place, [row for row in rows if Path(row["ledger"]) in members])
     if as_json:
         print_json(rows)
         return
     table(
         "privacy statements",
-        ["dataset", "epsilon", "delta", "JSON", "page"],
+        ["dataset", "epsilon", "delta", "audit", "JSON", "page"],
         [
-            [r["dataset"], _claim_text(r["epsilon"]), f"{r['delta']:g}", r["statement"], r["page"]]
+            [
+                r["dataset"],
+                _claim_text(r["epsilon"]),
+                f"{r['delta']:g}",
+                {None: "none given", True: "[red]ACCUSED[/]", False: "not accused"}[r["accused"]],
+                r["statement"],
+                r["page"],
+            ]
             for r in rows
         ],
-        caption="made from the ledger files alone: whoever makes them again gets the same bytes",
+        caption="made from ledgers and audits alone: whoever makes them again gets the same bytes"
+        + "".join(f"; of all: {place}" for place in dict.fromkeys(r["overview"] for r in rows) if place),
     )
+
+
+def _audits(paths: list[Path], given: Path | None) -> dict[Path, Mapping[str, Any] | None]:
+    """The audit of each ledger file: the one that was given, or that of the file's run."""
+    from fednas.statement import read_audit
+
+    common = None if given is None else read_audit(given)
+    found: dict[Path, Mapping[str, Any] | None] = {}
+    for path in paths:
+        audit = common
+        if audit is None and path.is_dir() and (path / "audit.json").exists():
+            audit = read_audit(path / "audit.json")
+        for file in _ledger_files([path]):
+            found[file] = found.get(file) or audit
+    return found
+
+
+def _overviews(paths: list[Path], files: list[Path], out: Path | None) -> dict[Path, list[Path]]:
+    """Where an overview is written, and of which ledgers: one page says nothing more of a single ledger."""
+    if out is not None:
+        return {out / "privacy.html": files} if len(files) > 1 else {}
+    runs = {path / "privacy.html": _ledger_files([path]) for path in paths if path.is_dir()}
+    return {place: members for place, members in runs.items() if len(members) > 1}
+
+
+def _write_overview(place: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the page of several statements, and note it in their rows."""
+    from fednas.statement import Site, overview, write_file
+
+    folder = place.parent.resolve()
+    sites = [
+        Site(
+            document=json.loads(Path(row["statement"]).read_bytes()),
+            page=PurePosixPath(Path(os.path.relpath(Path(row["page"]).resolve(), folder)).as_posix()),
+        )
+        for row in rows
+    ]
+    write_file(place, overview(sites))
+    for row in rows:
+        row["overview"] = str(place)
 
 
 @group.command("verifier")

@@ -10,19 +10,23 @@ from fednas.privacy.numbers import canonical_json
 from fednas.statement.account import read_account
 from fednas.statement.audit import decode_audit, encode_audit, read_audit, validated
 from fednas.statement.document import compose
+from fednas.statement.overview import Site, overview
 from fednas.statement.page import render
 
 __all__ = [
+    "Site",
     "Statement",
     "compose",
     "decode_audit",
     "encode_audit",
+    "overview",
     "read_account",
     "read_audit",
     "render",
     "state",
     "validated",
     "write",
+    "write_file",
 ]
 
 
@@ -80,12 +84,21 @@ def write(statement: Statement, folder: Path, stem: str = "statement") -> tuple[
         ConfigurationError: the folder cannot be written to.
     """
     document, page = folder / f"{stem}.json", folder / f"{stem}.html"
+    write_file(document, statement.document)
+    write_file(page, statement.page)
+    return document, page
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file into a folder, which is made.
+
+    Raises:
+        ConfigurationError: it cannot be written.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        document.write_bytes(statement.document)
-        page.write_bytes(statement.page)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
     except OSError as error:
         raise ConfigurationError(
-            f"cannot write a statement to {folder}: {error.strerror}; give another folder with --out"
+            f"cannot write {path.name} to {path.parent}: {error.strerror}; give another folder with --out"
         ) from error
-    return document, page

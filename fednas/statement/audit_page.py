@@ -64,7 +64,7 @@ def audit_section(audit: Mapping[str, Any] | None, *, rows: bool = True, facts: 
     parts = [
         "<section><h2>What an attack found</h2><p>The code that a site runs was attacked by a server that is "
         f"not honest, on made-up records: no record of a site took part. {verdict}</p>",
-        fact_list(_relation(audit)) if facts else "",
+        _relation(audit) if facts else "",
         _bounds(audit),
         _risks(audit),
         _layers(audit),
@@ -74,25 +74,24 @@ def audit_section(audit: Mapping[str, Any] | None, *, rows: bool = True, facts: 
     return "".join(parts)
 
 
-def _relation(audit: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _relation(audit: Mapping[str, Any]) -> str:
+    covered, seen = audit["code"]["covered"], audit["ledger"]
     code = {
         "all": "the code that this ledger declares",
         "some": "the code of a part of this ledger, which declares others too",
-        "none": "not the code that this ledger declares: audit the version that the site ran",
-    }[audit["code"]["covered"]]
-    seen = audit["ledger"]
+        "none": "not the code that this ledger declares: what follows is true of another version",
+    }[covered]
+    bad = {"Audited code"} if covered != "all" else set()
     if seen is None:
         ledger = "not read by the audit"
     elif seen["contained"]:
         ledger = f"its first {seen['entries']:,} entries were read by the audit, and are unchanged"
     else:
-        ledger = f"NOT THE ONE that the audit read: entry {seen['entries']:,} was another"
-    return [
-        ("Audited study", audit["study"]["name"]),
-        ("Audited code", code),
-        ("This ledger", ledger),
-        ("Audit, sha256", audit["sha256"]),
-    ]
+        ledger = f"not the one that the audit read: entry {seen['entries']:,} was another"
+        bad.add("This ledger")
+    facts = [("Audited study", audit["study"]["name"]), ("Audited code", code), ("This ledger", ledger)]
+    digest = f'<p class="note after">sha256 of the audit <code>{audit["sha256"]}</code></p>'
+    return fact_list(facts, bad=bad) + digest
 
 
 def _bounds(audit: Mapping[str, Any]) -> str:
@@ -117,8 +116,8 @@ def _bounds(audit: Mapping[str, Any]) -> str:
     return (
         f"<h3>What was extracted, against the claim</h3><p>Canaries are records that a fair coin put into a "
         "made-up site or left out; who tells from everything that the site sent how the coins fell has shown "
-        f"how large epsilon is at least, at δ = {delta_text(games[0]['delta'])}. What is claimed is the most "
-        "that it may be.</p>"
+        f"how large epsilon is at least, at δ = {delta_text(games[0]['delta'])}. Each made-up site is "
+        f"promised an epsilon of its own, {_claims(games)}, and spends all of it.</p>"
         f'<figure><div class="wide">{bounds_chart(games)}</div>'
         f'<figcaption class="caption">{caption}</figcaption></figure>'
         + table(["releases of", "estimator", "at least", "claimed", "canaries", "runs"], rows, left=2)
@@ -140,7 +139,7 @@ def _chance(audit: Mapping[str, Any]) -> str:
 def _assumptions(games: Sequence[Mapping[str, Any]]) -> str:
     facts = {f"Attacker of the {game['mechanism']}": game["adversary"] for game in games}
     facts |= {f"{b['estimator']} assumes": b["assumption"] for game in games for b in game["bounds"]}
-    return fact_list([(escape(name), text) for name, text in facts.items()])
+    return fact_list(list(facts.items()))
 
 
 def _risks(audit: Mapping[str, Any]) -> str:
@@ -181,7 +180,7 @@ def _layers(audit: Mapping[str, Any]) -> str:
     failing = "".join(_failure(check) for check in audit["failing"])
     return (
         "<h3>What was checked</h3>"
-        + table(["layer", "what it looks at", "checks", "do not hold"], rows, left=2)
+        + table(["layer", "what it looks at", "checks", "failed"], rows, left=2)
         + (f'<p class="bad after">Should be true, and was not:</p><ul>{failing}</ul>' if failing else "")
     )
 
@@ -246,6 +245,10 @@ def _every(rows: Sequence[Mapping[str, Any]]) -> str:
         f"<details><summary>Every broken version, and what found it</summary>"
         f"{table(columns, lines, left=4, style='every')}</details>"
     )
+
+
+def _claims(games: Sequence[Mapping[str, Any]]) -> str:
+    return " or ".join(f"{claim:.4g}" for claim in sorted({float(game["claim"]) for game in games}))
 
 
 def _confidence(games: Sequence[Mapping[str, Any]]) -> str:

@@ -33,9 +33,10 @@ def bounds_chart(games: Sequence[Mapping[str, Any]]) -> str:
     claim_before = None
     for game in games:
         bottom = y + len(game["bounds"]) * _ROW + _GAP
-        parts += _bars(game, y + _GAP / 2, top)
         x = _x(game["claim"], top)
-        parts.append(f'<line class="cap" x1="{x}" x2="{x}" y1="{y:g}" y2="{bottom:g}"/>')
+        bars, labels = _bars(game, y + _GAP / 2, top)
+        line = f'<line class="cap" x1="{x}" x2="{x}" y1="{y:g}" y2="{bottom:g}"/>'
+        parts += [*bars, line, *labels]
         if game["claim"] != claim_before:  # a label where the line begins or moves
             parts.append(_text(x, y - 8, f"claim {game['claim']:.4g}", "cap-text", "middle"))
         claim_before = game["claim"]
@@ -52,21 +53,21 @@ def bounds_chart(games: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _bars(game: Mapping[str, Any], top_y: float, top: float) -> list[str]:
+def _bars(game: Mapping[str, Any], top_y: float, top: float) -> tuple[list[str], list[str]]:
+    """The bars of a game, and its words, which lie above the line of the claim."""
     middle = top_y + len(game["bounds"]) * _ROW / 2
-    parts = [_text(_LEFT - 12, middle + 4, game["mechanism"], "name", "end")]
+    bars, labels = [], [_text(_LEFT - 12, middle + 4, game["mechanism"], "name", "end")]
     for number, bound in enumerate(game["bounds"]):
-        y = top_y + number * _ROW
         style = "shown over" if bound["above_claim"] else f"shown b{number % 3}"
         width = max(1.5, _x(bound["epsilon"], top) - _LEFT)
-        middle = y + _ROW / 2
-        parts.append(
+        middle = top_y + (number + 0.5) * _ROW
+        bars.append(
             f'<rect class="{style}" x="{_LEFT}" y="{middle - _BAR / 2:g}" width="{width:.1f}" '
             f'height="{_BAR}" rx="2"/>'
         )
         label = f"{bound['estimator']} {round_down(bound['epsilon'], 2)}"
-        parts.append(_text(_LEFT + width + 7, middle + 4.5, label, "on-bar", "start"))
-    return parts
+        labels.append(_text(_LEFT + width + 7, middle + 4.5, label, "on-bar", "start"))
+    return bars, labels
 
 
 def _axis(top: float, height: float) -> str:

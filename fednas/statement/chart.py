@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, Final
 
+from fednas.privacy.plan import STREAMS
+
 WIDTH: Final = 720
 HEIGHT: Final = 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 132, 16, 34
@@ -36,7 +38,7 @@ def spend_chart(
         y = plot.y(cap)
         parts.append(f'<line class="cap" x1="{_LEFT}" x2="{plot.right}" y1="{y}" y2="{y}"/>')
         ends.append((y, "cap-text", f"cap {cap:.4g}"))
-    for number, stream in enumerate(history[0]["charged"]):
+    for number, stream in enumerate(STREAMS):  # in one order, whatever that of the document is
         points = [(0, 0.0)] + [(point["entries"], point["charged"][stream]) for point in history]
         points = [(x, e) for x, e in points if isinstance(e, int | float)]
         parts.append(f'<path class="line s{number}" d="{_steps(plot, points)}"/>')
@@ -45,7 +47,7 @@ def spend_chart(
         f'<text class="{style}" x="{plot.right + 8}" y="{y:.1f}">{escape(text)}</text>'
         for y, style, text in _spread(ends, plot.base)
     ]
-    words = ", ".join(f"{s} {e}" for s, e in history[-1]["charged"].items())
+    words = ", ".join(f"{stream} {history[-1]['charged'][stream]}" for stream in STREAMS)
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="Epsilon charged over the ledger\'s '
         f'entries; at the end {escape(words)}; cap {cap}">{"".join(parts)}</svg>'

@@ -1,6 +1,6 @@
 """Pieces that the pages are made of: every word is escaped here, every number rounded to the safe side."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from html import escape
 from typing import Any, Final
@@ -28,13 +28,20 @@ def whole_page(title: str, sections: Sequence[str]) -> str:
     )
 
 
-def fact_list(facts: Sequence[tuple[str, str]], *, code: bool = False) -> str:
-    """A list of names and texts."""
+def fact_list(facts: Sequence[tuple[str, str]], *, code: bool = False, bad: Collection[str] = ()) -> str:
+    """A list of names and texts.
 
-    def shown(text: str) -> str:
-        return f"<code>{escape(text)}</code>" if code else escape(text)
-
-    return '<dl class="facts">' + "".join(f"<dt>{n}</dt><dd>{shown(t)}</dd>" for n, t in facts) + "</dl>"
+    Args:
+        facts: pairs of words.
+        code: whether the texts are digests and the like.
+        bad: the names of those that are red.
+    """
+    items = []
+    for name, text in facts:
+        shown = f"<code>{escape(text)}</code>" if code else escape(text)
+        style = ' class="bad"' if name in bad else ""
+        items.append(f"<dt>{escape(name)}</dt><dd{style}>{shown}</dd>")
+    return f'<dl class="facts">{"".join(items)}</dl>'
 
 
 def table(columns: Sequence[str], rows: Sequence[str], *, left: int, style: str = "") -> str:

@@ -28,6 +28,7 @@ font-variant-numeric:tabular-nums}
 .claim .number small{font-size:20px;font-weight:500;color:var(--soft);letter-spacing:0;white-space:nowrap}
 .claim p{margin:8px 0 0}
 .bad{color:var(--bad);font-weight:600}
+dl.facts dd.bad{color:var(--bad)}
 p.after{margin-top:16px}
 .bar{height:8px;border-radius:4px;background:var(--rule);margin:16px 0 6px;overflow:hidden}
 .bar i{display:block;height:100%;background:var(--accent);border-radius:4px}
@@ -56,7 +57,7 @@ pre{margin:0 0 10px;padding:12px 14px;background:var(--wash);border-radius:8px;w
 overflow-wrap:anywhere}
 ul{margin:0;padding-left:20px}
 li{margin:0 0 6px;max-width:66ch}
-figure{margin:18px 0 0}
+figure{margin:18px 0 14px}
 svg{display:block;width:100%;height:auto;overflow:visible}
 svg text{font:12.5px system-ui,-apple-system,"Segoe UI",Roboto,Arial,sans-serif;fill:var(--soft)}
 svg .grid{stroke:var(--rule);stroke-width:1}
@@ -80,6 +81,17 @@ details .wide{margin-top:8px}
 table.every{font-size:13px}
 table.every td:nth-child(3){min-width:180px}
 table.every td:nth-child(4){min-width:220px;color:var(--soft);overflow-wrap:anywhere}
+.multiples{display:grid;grid-template-columns:repeat(auto-fill,minmax(300px,1fr));
+gap:22px 28px;margin:16px 0 0}
+.multiples figure{margin:0;break-inside:avoid}
+.multiples figcaption{font-weight:600;font-size:14.5px;margin:0 0 4px;overflow-wrap:anywhere}
+table.sites td.share{width:26%;min-width:90px}
+table.sites .bar{margin:0;display:block}
+table.sites td{vertical-align:middle}
+table.sites td:first-child{overflow-wrap:anywhere;min-width:110px}
+tr.infinite .bar i{background:var(--bad)}
+tr.infinite td.n{color:var(--bad);font-weight:600}
+a{color:var(--accent);text-underline-offset:2px}
 footer{margin-top:56px;padding-top:14px;border-top:1px solid var(--rule)}
 @media (max-width:560px){
 main{padding:32px 18px 56px}
@@ -90,7 +102,8 @@ dl.facts dd{margin-bottom:10px}
 .claim .number{font-size:33px}
 .claim .number small{display:block;font-size:17px;margin-top:2px;white-space:normal}
 th,td{padding-right:14px}
-figure svg{min-width:600px}
+figure .wide svg{min-width:600px}
+table.sites th:nth-child(2),table.sites td.share{display:none}
 }
 @media print{
 :root{--paper:#fff;--ink:#000;--soft:#444;--rule:#bbb;--wash:#f4f4f4;--accent:#14539a;--bad:#a3140f;
