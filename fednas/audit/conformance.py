@@ -195,6 +195,8 @@ def _lost(ledger: SiteLedger, state: State) -> str:
 
 def _operation(files: ServerFiles, site: str, number: int, kind: StepKind) -> str:
     """The ledger's name of a round: written down here again, so that an audit notices a change there."""
+    if not files.run:
+        return ""  # run.json cannot be read: no request of it has a name
     asked = _ASKED[kind]
     nonce = hashlib.sha256(f"{files.run}|{number}|{asked}|{site}".encode()).hexdigest()[:16]
     return Operation(run=files.run, round=number, kind=asked, nonce=nonce, digest="0" * 64).id
