@@ -130,7 +130,7 @@ def _num_tiers(run: Path) -> int:
         return 3
     try:
         number = json.loads(path.read_text(encoding="utf-8"))["num_tiers"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunDirectoryError(f"{path} is corrupt; audit the run's study.toml instead") from error
     if type(number) is not int or number < 1:
         raise RunDirectoryError(f"{path} is corrupt; audit the run's study.toml instead")
