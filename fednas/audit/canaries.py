@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fednas.audit.attacks import ArchitectureAttack, FitnessAttack, Floats, Releases, WeightsAttack
 from fednas.audit.findings import Game
@@ -96,9 +97,8 @@ def play(attack: Attack, subject: Subject, folder: Path, *, runs: int = 1) -> Ga
         folder: for the files of rehearsals, which are gone afterwards.
         runs: of new sites.
     """
-    coins = np.random.default_rng([*b"coins", *attack.stream.encode(), subject.seed])
     x, y = attack.records
-    members = coins.random((runs, len(x))) < 0.5
+    members = coins(attack.stream, subject.seed, (runs, len(x)))
     releases = []
     for chosen in members:
         place = folder / attack.stream
@@ -117,3 +117,15 @@ def play(attack: Attack, subject: Subject, folder: Path, *, runs: int = 1) -> Ga
         runs=runs,
         adversary=attack.adversary,
     )
+
+
+def coins(stream: str, seed: int, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Who is a member: fair coins that anybody draws again from a public seed, and that no site knows.
+
+    Args:
+        stream: of the canaries.
+        seed: of the subject.
+        shape: of the answer; only its product matters.
+    """
+    generator = np.random.default_rng([*b"coins", *stream.encode(), seed])
+    return np.asarray(generator.random(shape) < 0.5)

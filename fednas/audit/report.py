@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,12 +9,12 @@ import numpy as np
 
 from fednas.audit.estimators import CONFIDENCE, accusers, lower_bounds
 from fednas.audit.findings import LAYERS, Check, Game
+from fednas.audit.run_files import read_ledgers, read_server
 from fednas.audit.subject import Subject
-from fednas.config import dump_study, load_sites
+from fednas.config import dump_study
 from fednas.errors import ConfigurationError
 from fednas.privacy.declaration import code_digest, packages
 from fednas.privacy.numbers import decode_real, encode_real
-from fednas.privacy.verify import LedgerTampered, verify
 from fednas.statement.audit import FORMAT, encode_audit, read_audit, validated
 
 __all__ = ["compose", "game_of", "read", "write"]
@@ -57,7 +56,7 @@ def compose(
         "canaries": subject.canaries,
         "seed": subject.seed,
         "layers": layers,
-        "ledgers": _heads(subject.run) if subject.run is not None and "L0" in layers else None,
+        "ledgers": _heads(subject, subject.run) if subject.run is not None and "L0" in layers else None,
         "checks": [
             {
                 "layer": check.layer,
@@ -116,14 +115,13 @@ def read(path: Path) -> dict[str, Any]:
     return read_audit(path)
 
 
-def _heads(run: Path) -> dict[str, dict[str, Any]]:
+def _heads(subject: Subject, run: Path) -> dict[str, dict[str, Any]]:
     """Entries and head of each of a run's ledgers that verifies; L0 accuses the others."""
-    heads = {}
-    for site in load_sites(run):
-        with suppress(LedgerTampered):
-            proof = verify(site.ledger)
-            heads[proof.dataset] = {"entries": proof.entries, "head": proof.head}
-    return heads
+    ledgers = read_ledgers(run, read_server(run, subject.study))
+    return {
+        ledger.proof.dataset: {"entries": ledger.proof.entries, "head": ledger.proof.head}
+        for ledger in ledgers.found
+    }
 
 
 def _encode_game(game: Game) -> dict[str, Any]:

@@ -7,23 +7,27 @@ from typing import Any
 
 from fednas.errors import ConfigurationError
 from fednas.privacy.numbers import canonical_json
-from fednas.statement.account import read_account
+from fednas.statement.account import Account, read_account
 from fednas.statement.audit import decode_audit, encode_audit, read_audit, validated
 from fednas.statement.document import compose
-from fednas.statement.overview import Site, overview
+from fednas.statement.overview import Link, Site, links, overview
 from fednas.statement.page import render
 
 __all__ = [
+    "Account",
+    "Link",
     "Site",
     "Statement",
     "compose",
     "decode_audit",
     "encode_audit",
+    "links",
     "overview",
     "read_account",
     "read_audit",
     "render",
     "state",
+    "state_account",
     "validated",
     "write",
     "write_file",
@@ -61,7 +65,20 @@ def state(ledger: Path, audit: Mapping[str, Any] | None = None) -> Statement:
           part.
         - Nothing is stated of a file that does not verify.
     """
-    document = compose(read_account(ledger), None if audit is None else validated(audit))
+    return state_account(read_account(ledger), audit)
+
+
+def state_account(account: Account, audit: Mapping[str, Any] | None = None) -> Statement:
+    """Make the statement of a ledger that was read; see `state`.
+
+    Args:
+        account: of the ledger.
+        audit: of the code that the site ran.
+
+    Raises:
+        ConfigurationError: the audit is none.
+    """
+    document = compose(account, None if audit is None else validated(audit))
     return Statement(
         dataset=document["dataset"],
         document=(canonical_json(document) + "\n").encode("ascii"),

@@ -23,7 +23,9 @@ from fednas.statement.elements import (
 
 TITLE: Final = "Privacy overview"
 _CHART: Final = (360, 190)  # px
-_LINK: Final = re.compile(r'<a href="([^"]*)" data-head="([0-9a-f]{64})">([^<]*)</a>')
+_LINK: Final = re.compile(
+    r'<a href="([^"]*)" data-head="([0-9a-f]{64})" data-audit="([0-9a-f]{64}|none)">([^<]*)</a>'
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +48,13 @@ class Link:
     Args:
         dataset: the site's.
         head: of its ledger.
+        audit: sha256 of the audit in its statement; None where there was none.
         page: where its page was, relative to the overview.
     """
 
     dataset: str
     head: str
+    audit: str | None
     page: PurePosixPath
 
 
@@ -84,8 +88,13 @@ def links(page: bytes) -> tuple[Link, ...]:
     """The sites that an overview names, in its order; empty where it is none."""
     found = _LINK.findall(page.decode("utf-8", "replace"))
     return tuple(
-        Link(dataset=unescape(dataset), head=head, page=PurePosixPath(unquote(unescape(href))))
-        for href, head, dataset in found
+        Link(
+            dataset=unescape(dataset),
+            head=head,
+            audit=None if audit == "none" else audit,
+            page=PurePosixPath(unquote(unescape(href))),
+        )
+        for href, head, audit, dataset in found
     )
 
 
@@ -132,9 +141,10 @@ def _sites(sites: Sequence[Site]) -> str:
         ]
         href = escape(quote(site.page.as_posix()))
         style = "" if document["private"] else ' class="infinite"'
+        audit = "none" if document["audit"] is None else document["audit"]["sha256"]
         rows.append(
-            f'<tr{style}><td><a href="{href}" data-head="{document["ledger"]["head"]}">'
-            f"{escape(document['dataset'])}</a></td>"
+            f'<tr{style}><td><a href="{href}" data-head="{document["ledger"]["head"]}" '
+            f'data-audit="{audit}">{escape(document["dataset"])}</a></td>'
             f'<td class="share"><span class="bar"><i style="width:{share:.2f}%"></i></span></td>'
             + row_cells(numbers, left=0)
             + "</tr>"

@@ -26,12 +26,15 @@ def untouched(path: Path) -> Path:
 
 
 def made(
-    path: Path, *, plan: PrivacyPlan = SMALL, cap: PrivacyBudget = CAP, test_seed: int | None = None
+    path: Path,
+    *,
+    plan: PrivacyPlan = SMALL,
+    cap: PrivacyBudget = CAP,
+    test_seed: int | None = None,
+    dataset: str = "hospitals/clinic",
 ) -> Path:
     """A ledger with two runs, charges, refusals, crashes and a retry."""
-    with PrivacyLedger.open(
-        path, dataset="hospitals/clinic", cap=cap, test_seed=test_seed, declaration=OWNER
-    ) as ledger:
+    with PrivacyLedger.open(path, dataset=dataset, cap=cap, test_seed=test_seed, declaration=OWNER) as ledger:
         ledger.open_plan("run", plan)
         for number in range(4):
             ledger.release(operation(number), charges={"search": 2}, mechanism=noise)
