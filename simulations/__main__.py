@@ -1,4 +1,4 @@
-"""`python -m simulations`: list the scenarios, run one, or compare it with its baselines."""
+"""`python -m simulations`: list the scenarios, run one, compare it with its baselines, or audit it."""
 
 import json
 import math
@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fednas.cli import run_cli
+from fednas.cli.audits import Canaries, Claim, Layers, Mutants, chosen_layers, report_audit
+from fednas.cli.audits import Seed as AuditSeed
 from fednas.config import StudyConfig, validated
 from fednas.errors import ConfigurationError
 from simulations.scenarios import SCENARIOS
@@ -163,6 +165,27 @@ def compare_scenario(
         print(json.dumps([asdict(summary) for summary in summaries], indent=1))  # noqa: T201
     else:
         Console().print(console.comparison_table(name, summaries))
+
+
+@cli.command("audit")
+def audit_scenario(
+    name: Annotated[str, typer.Argument(help="A scenario; see `list`.")],
+    layer: Layers = None,
+    claim: Claim = None,
+    canaries: Canaries = 1000,
+    seed: AuditSeed = 0,
+    mutants: Mutants = False,
+    out: Annotated[Path | None, typer.Option(help="File of the audit. Default: none.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the audit for programs.")] = False,
+) -> None:
+    """Audit a scenario's study as `fednas audit run` audits a run: no record of the scenario is used."""
+    from fednas.audit import Subject
+
+    if name not in SCENARIOS:
+        raise ConfigurationError(f"unknown scenario {name!r}; choose one of {', '.join(SCENARIOS)}")
+    study = SCENARIOS[name]().study
+    subject = Subject.of_study(study, claim=claim, canaries=canaries, seed=seed)
+    report_audit(subject, layers=chosen_layers(layer), mutants=mutants, out=out, as_json=as_json)
 
 
 def adjust(

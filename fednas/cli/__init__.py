@@ -1,4 +1,4 @@
-"""The command line: plan a budget, read and verify ledgers, export networks. Thin, and imported lazily."""
+"""The command line: plan a budget, verify ledgers, audit, export networks. Thin, and imported lazily."""
 
 import sys
 from typing import NoReturn
@@ -6,7 +6,7 @@ from typing import NoReturn
 import click
 import typer
 
-from fednas.cli import leaving, ledgers, networks, planning
+from fednas.cli import audits, leaving, ledgers, networks, planning
 from fednas.errors import FednasError
 
 __all__ = ["app", "main", "run_cli"]
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 app.command("plan")(planning.plan)
 app.add_typer(ledgers.group, name="ledger")
+app.add_typer(audits.group, name="audit")
 app.command("wire")(leaving.show_wire)
 app.command("export")(networks.export_networks)
 
