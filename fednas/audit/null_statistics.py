@@ -30,7 +30,7 @@ from fednas.errors import FednasError
 
 _SIZES: Final = (40, 400)  # that sites declare
 _OTHERS: Final = 8  # rounds of a site that is like another
-_ASKED: Final = 12  # rounds in which samples are seen
+_ASKED: Final = 8  # rounds in which samples are seen
 _FEW: Final = 48  # records of a small site
 
 Draw = Mapping[str, Floats]

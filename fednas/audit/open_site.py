@@ -68,7 +68,7 @@ class SampleStudy:
 
     As in `fednas.audit.attacks`, W1 = 0 and a huge feature give every record a coordinate of W1 for itself.
     Records of the architecture stream are told apart by the size of their gradients, which are powers of two
-    below the clip norm: the output of neuron 0 is what feature 0 makes of them.
+    below the clip norm: their feature 0 is the output of neuron 0, which no other record has a coordinate of.
 
     Args:
         subject: whose study it is like.
@@ -97,7 +97,7 @@ class SampleStudy:
             name="samples",
             seed=self.subject.study.seed,
             data=DataSchema(
-                input_shape=(1 - (-self.records // _WIDTH),),
+                input_shape=(1 - (-self.records // (_WIDTH - 1)),),
                 class_names=tuple(f"class-{i}" for i in range(_WIDTH + 1)),
             ),
             search=SearchSection(space="mlp", strategy="differentiable"),
@@ -148,7 +148,7 @@ class SampleStudy:
         first[0, 0] = 1.0
         values = {
             "layers.0.linear.weight": first,
-            "layers.0.linear.bias": np.ones(_WIDTH),
+            "layers.0.linear.bias": np.arange(_WIDTH) > 0,
             "outputs.1.weight": np.eye(_WIDTH + 1, _WIDTH, k=-1),
             "outputs.1.bias": _SURE * np.eye(_WIDTH + 1)[0],
         }
@@ -166,17 +166,23 @@ class SampleStudy:
         order = np.random.default_rng([*b"places", self.subject.seed]).permutation(self.records)
         return order[:number].astype(np.int64)
 
+    @staticmethod
+    def _coordinates(places: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Features and neurons: of W1."""
+        return 1 + places // (_WIDTH - 1), 1 + places % (_WIDTH - 1)
+
     def one_hot(self, places: NDArray[np.int64]) -> Records:
         """Records with coordinates of their own."""
         x = np.zeros((len(places), *self.study.data.input_shape), np.float32)
-        x[np.arange(len(places)), 1 + places // _WIDTH] = _HUGE * max(1.0, self.study.training.clip_norm)
-        return x, 1 + places % _WIDTH
+        features, neurons = self._coordinates(places)
+        x[np.arange(len(places)), features] = _HUGE * max(1.0, self.study.training.clip_norm)
+        return x, 1 + neurons
 
     @property
     def powers(self) -> Records:
         """Records of the architecture stream: each has half of the gradient of the one before."""
         x = np.zeros((BITS, *self.study.data.input_shape), np.float32)
-        x[:, 0] = self._largest * 0.5 ** np.arange(BITS) - 1.0
+        x[:, 0] = self._largest * 0.5 ** np.arange(BITS)
         return x, np.ones(BITS, np.int64)
 
     @property
@@ -196,7 +202,8 @@ class SampleStudy:
         training = self.study.training
         unit = training.learning_rate * training.clip_norm / divisor
         part = part_of(self.study, self.path, update, "layers.0.linear.weight")
-        sums = part[places % _WIDTH, 1 + places // _WIDTH] / unit
+        features, neurons = self._coordinates(places)
+        sums = part[neurons, features] / unit
         counted = (1.0 - _MOMENTUM ** (STEPS - np.arange(STEPS))) / (1.0 - _MOMENTUM)
         patterns = (np.arange(2**STEPS)[:, None] >> np.arange(STEPS)) & 1 == 1
         totals = patterns @ counted

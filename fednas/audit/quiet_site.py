@@ -32,12 +32,12 @@ from fednas.wire import Task, TaskKind
 
 Floats = NDArray[np.float64]
 
-ROUNDS: Final = 128
+ROUNDS: Final = 96
 """Of the search, with one step each."""
 
 FINALS: Final = 16
 STEPS: Final = 3  # of a round with several
-COUNTS: Final = 250
+COUNTS: Final = 200
 """Candidates of an evaluation."""
 
 _EVALUATIONS: Final = 4
@@ -259,8 +259,8 @@ class QuietSite:
 
 
 def usual(clip_norm: float) -> float:
-    """A clip norm with which updates stay within float32, as near the study's as may be."""
-    return min(1e3, max(1e-3, clip_norm))
+    """A clip norm with which floats and the grid tell all that is read here, as near the study's as may be."""
+    return min(10.0, max(1e-3, clip_norm))
 
 
 def _deviation(size: int, noise_multiplier: float) -> float:
