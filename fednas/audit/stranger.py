@@ -107,8 +107,8 @@ def _verified(path: Path, sent: Sent) -> tuple[Row, _Ledger | None]:
     proved = max(stream["claimed_rdp"] for stream in proof.streams.values())
     others = sorted({code for code, _ in account.software} - {code_digest()})
     words = (
-        f"{proof.entries} entries, each charge and epsilon recomputed: {claimed:.4f} at delta {proof.delta:g} "
-        f"(proved {proved:.4f}), cap {proof.cap_epsilon:g}"
+        f"{proof.entries} entries, each charge and epsilon recomputed: {claimed:.4f} at delta "
+        f"{proof.delta:g} (proved {proved:.4f}), cap {proof.cap_epsilon:g}"
         + (f"; goes on from entry {marks[0]['entries']} that a server saw" if marks else "")
         + ("; written by other code than is installed here" if others else "")
         + ("; SEEDED: NOTHING IS PROTECTED" if proof.seeded else "")
