@@ -1,11 +1,11 @@
 """Carry an audit out: each layer in a folder of its own, findings as they come."""
 
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fednas.audit.findings import LAYERS, Check, Finding, Game, Layer
 from fednas.audit.layers import ATTACKS
+from fednas.audit.scratch import scratch
 from fednas.audit.subject import Subject
 from fednas.audit.verdict import checks
 
@@ -27,7 +27,7 @@ def conduct(subject: Subject, layers: Iterable[Layer] = LAYERS) -> Iterator[tupl
     for layer in LAYERS:
         if layer not in wanted:
             continue
-        with tempfile.TemporaryDirectory(prefix="fednas-audit-") as folder:
+        with scratch("fednas-audit-") as folder:
             for finding in ATTACKS[layer](subject, Path(folder)):
                 yield layer, finding
                 if isinstance(finding, Game):

@@ -7,7 +7,6 @@ that sees made-up records only: no broken code is ever in the library, and none 
 import importlib
 import importlib.util
 import sys
-import tempfile
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from types import CodeType, ModuleType
 from typing import Any, Final, cast, final
 
 from fednas.audit.findings import LAYERS, MECHANISMS, Check
+from fednas.audit.scratch import scratch
 from fednas.errors import ConfigurationError
 
 MUTANTS: Final = Path(__file__).resolve().parent / "mutants"
@@ -179,7 +179,7 @@ def attack(layer: str) -> str | None:
     Returns:
         The name and figures of the first check that did not hold, or None.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch("fednas-audit-") as folder:
         checks = examine(layer, Path(folder))
         return next((accusation(check) for check in checks if not check.holds), None)
 

@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from typing import IO, Any, Final, final
 
 from fednas.audit.children import exit_words, hang_words, kill
 from fednas.audit.mutation import Edit, Mutant
+from fednas.audit.scratch import scratch
 
 LIMIT_S: Final = 120.0
 """A layer that has found nothing by then hangs; the slowest takes a tenth of it."""
@@ -172,7 +172,7 @@ def _run(
     ordered = sorted(jobs, key=lambda job: (job.group != "control", _SLOWEST_FIRST.index(job.layer)))
     number = workers or _cores()
     run = _forked if (hasattr(os, "fork") if fork is None else fork) else _fresh
-    with tempfile.TemporaryDirectory(prefix="fednas-mutants-") as folder:
+    with scratch("fednas-mutants-") as folder:
         log = Path(folder) / "errors" if errors is None else errors.resolve()
         with (
             log.open("w", encoding="utf-8") as file,

@@ -117,16 +117,15 @@ def invert_gradient(
     as_json: Json = False,
 ) -> None:
     """Show what a gradient gives away: a record recovered exactly without noise, and nothing with it."""
-    import tempfile
-
     from fednas.audit.inversion import invert, render
+    from fednas.audit.scratch import scratch
     from fednas.audit.subject import reference
     from fednas.config import StudyConfig, validated
 
     values = reference().study.model_dump()
     values["privacy"] |= {"epsilon": epsilon}
     subject = reference(study=validated(StudyConfig, values, "study"), seed=seed)
-    with tempfile.TemporaryDirectory(prefix="fednas-audit-") as folder:
+    with scratch("fednas-audit-") as folder:
         inversion = invert(subject, Path(folder))
     if as_json:
         print_json(

@@ -16,7 +16,7 @@ from fednas.audit.subject import reference
 AUDITS, PROCESSES = 200, 2
 
 
-def audit(seed: int, canaries: int = 400) -> tuple[list[str], dict[str, tuple[float, ...]]]:
+def audit(seed: int, canaries: int = 200) -> tuple[list[str], dict[str, tuple[float, ...]]]:
     """One whole audit of the reference study.
 
     Returns:
