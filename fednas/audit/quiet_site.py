@@ -259,7 +259,7 @@ class QuietSite:
 
 
 def usual(clip_norm: float) -> float:
-    """A clip norm with which floats and the grid tell all that is read here, as near the study's as may be."""
+    """A clip norm with which floats and the grid tell all that is read here, near the study's."""
     return min(10.0, max(1e-3, clip_norm))
 
 
