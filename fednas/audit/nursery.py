@@ -98,6 +98,7 @@ class _Job:
 def run_mutants(
     mutants: Sequence[Mutant],
     *,
+    controls: bool = True,
     workers: int | None = None,
     limit_s: float = LIMIT_S,
     errors: Path | None = None,
@@ -107,6 +108,7 @@ def run_mutants(
 
     Args:
         mutants: what is run; see `fednas.audit.mutation.load_mutants`.
+        controls: whether the layers are run on the correct code; without, whoever calls has seen them silent.
         workers: children at the same time; one for each core by default.
         limit_s: after which a child is ended.
         errors: a file for what children write to standard error; None forgets it.
@@ -119,17 +121,19 @@ def run_mutants(
     Raises:
         RuntimeError: the process that forks them died.
     """
-    jobs = [*_controls(mutant.layer for mutant in mutants), *(_Job.of(mutant) for mutant in mutants)]
-    controls: dict[str, Outcome] = {}
+    jobs = [_Job.of(mutant) for mutant in mutants]
+    if controls:
+        jobs += _controls(mutant.layer for mutant in mutants)
+    heard: dict[str, Outcome] = {}
     waiting: list[Outcome] = []
     for outcome in _run(jobs, workers=workers, limit_s=limit_s, errors=errors, fork=fork):
         if outcome.group == "control":
-            controls[outcome.layer] = outcome
+            heard[outcome.layer] = outcome
         else:
             waiting.append(outcome)
-        ready = [w for w in waiting if w.layer in controls]
-        waiting = [w for w in waiting if w.layer not in controls]
-        yield from (_judged(w, controls[w.layer]) for w in ready)
+        ready = [w for w in waiting if w.layer in heard or not controls]
+        waiting = [w for w in waiting if w not in ready]
+        yield from (_judged(w, heard.get(w.layer)) for w in ready)
 
 
 def run_controls(
@@ -159,8 +163,8 @@ def _controls(layers: Iterable[str]) -> list[_Job]:
     return [_Job(layer=layer) for layer in dict.fromkeys(layers)]
 
 
-def _judged(outcome: Outcome, control: Outcome) -> Outcome:
-    if not control.error:
+def _judged(outcome: Outcome, control: Outcome | None) -> Outcome:
+    if control is None or not control.error:
         return outcome
     return replace(outcome, killed=False, error=f"{outcome.layer} {control.error}")
 
