@@ -51,6 +51,9 @@ def audit_rows(
         yield row("audit's bounds", *_bounds(game))
         yield row("audit's coins", *_coins(game, audit["seed"]))
     yield row("audit's verdict", *_verdict(audit))
+    if audit["accused"]:
+        failing = [check["name"] for check in audit["checks"] if not check["holds"]]
+        yield row("claim", False, f"the audit accuses the code: {failing[0] if failing else 'by its scores'}")
     if audit["mutants"] is not None:
         yield row("audit's mutants", *_mutants(audit["mutants"]))
     layers = "" if audit["layers"] == list(LAYERS) else "".join(f" --layer {at}" for at in audit["layers"])

@@ -118,7 +118,8 @@ def _bounds(audit: Mapping[str, Any]) -> str:
         "made-up site or left out; who tells from everything that the site sent how the coins fell has shown "
         f"how large epsilon is at least, at δ = {delta_text(games[0]['delta'])}. Each made-up site is "
         f"promised an epsilon of its own, {_claims(games)}, and spends all of it.</p>"
-        f'<figure><div class="wide">{bounds_chart(games)}</div>'
+        f'<figure><div class="on-screens">{bounds_chart(games)}</div>'
+        f'<div class="on-phones">{bounds_chart(games, narrow=True)}</div>'
         f'<figcaption class="caption">{caption}</figcaption></figure>'
         + table(["releases of", "estimator", "at least", "claimed", "canaries", "runs"], rows, left=2)
         + _chance(audit)

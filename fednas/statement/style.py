@@ -57,6 +57,7 @@ pre{margin:0 0 10px;padding:12px 14px;background:var(--wash);border-radius:8px;w
 overflow-wrap:anywhere}
 ul{margin:0;padding-left:20px}
 li{margin:0 0 6px;max-width:66ch}
+.on-phones{display:none}
 figure{margin:18px 0 14px}
 svg{display:block;width:100%;height:auto;overflow:visible}
 svg text{font:12.5px system-ui,-apple-system,"Segoe UI",Roboto,Arial,sans-serif;fill:var(--soft)}
@@ -70,7 +71,7 @@ svg .label.s0{fill:var(--s0)}svg .label.s1{fill:var(--s1)}svg .label.s2{fill:var
 svg .name{fill:var(--ink);font-weight:600}
 svg .shown{fill:var(--s0)}svg .shown.b1{fill:var(--s2)}
 svg .shown.b2{fill:var(--s1)}svg .shown.over{fill:var(--bad)}
-svg .on-bar{fill:var(--ink);paint-order:stroke;stroke:var(--paper);stroke-width:4px;
+svg .on-bar{fill:var(--ink);paint-order:stroke;stroke:var(--paper);stroke-width:7px;
 stroke-linejoin:round;font-size:12px;font-variant-numeric:tabular-nums}
 tr.fails td{color:var(--bad);font-weight:600}
 td.none{color:var(--soft)}
@@ -103,6 +104,8 @@ dl.facts dd{margin-bottom:10px}
 .claim .number small{display:block;font-size:17px;margin-top:2px;white-space:normal}
 th,td{padding-right:14px}
 figure .wide svg{min-width:600px}
+.on-screens{display:none}
+.on-phones{display:block}
 table.sites th:nth-child(2),table.sites td.share{display:none}
 }
 @media print{

@@ -157,7 +157,7 @@ AUDIT = "findings.json"
         (AUDIT, ("games", 1, "bounds", 2, "assumption"), "none", {"audit's bounds"}),
         (AUDIT, ("games", 1, "bounds", 0, "estimator"), "other", {"audit's bounds"}),
         (AUDIT, ("seed",), 1, {"audit's coins"}),
-        (AUDIT, ("accused",), True, {"audit's verdict"}),
+        (AUDIT, ("accused",), True, {"audit's verdict", "claim"}),
         (AUDIT, ("checks", 3, "name"), "no attacker extracted anything", {"audit's verdict"}),
         (AUDIT, ("mutants", "rows", 0, "name"), "nothing is broken", {"audit's mutants"}),
         (AUDIT, ("mutants", "rows", 0, "group"), "ledger", {"audit's mutants"}),
@@ -196,6 +196,11 @@ def test_mutants_that_survived_and_were_left_out_are_missed(parcel: Path) -> Non
     (row,) = [row for row in rows(parcel) if row.what == "audit's mutants"]
     assert row.ok is False
     assert "1 known mutants were left out" in row.words
+
+
+def test_an_accusation_that_is_right_fails_the_claim_and_nothing_else(tmp_path: Path) -> None:
+    write(tmp_path / "audit.json", audit_of(leak=6.0))
+    assert failing(tmp_path) == {"claim"}
 
 
 def test_an_audit_of_other_code_is_no_failure_and_is_said(sent: Path, tmp_path: Path) -> None:

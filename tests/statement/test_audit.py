@@ -13,7 +13,7 @@ from fednas.errors import ConfigurationError
 from fednas.privacy.numbers import canonical_json
 from fednas.privacy.verify import verify
 from fednas.statement import read_audit, render, state
-from fednas.statement.bounds_chart import WIDTH, bounds_chart
+from fednas.statement.bounds_chart import NARROW, WIDTH, bounds_chart
 from fednas.statement.tradeoff import risk
 from tests.audit.reports import audit_of, matrix
 from tests.statement.made import made
@@ -201,14 +201,17 @@ def game(*epsilons: float, claim: float = 2.0, mechanism: str = "weights") -> di
     return {"mechanism": mechanism, "claim": claim, "bounds": bounds}
 
 
+@pytest.mark.parametrize("narrow", [False, True])
 @pytest.mark.parametrize("epsilons", [(0.0, 0.0, 0.0), (0.5, 1.0, 1.99), (0.5, 9.0, 40.0)])
-def test_the_drawing_stays_inside_its_frame_with_a_bar_for_each_bound(epsilons: tuple[float, ...]) -> None:
-    svg = bounds_chart([game(*epsilons), game(*epsilons, mechanism="fitness")])
+def test_the_drawing_stays_inside_its_frame_with_a_bar_for_each_bound(
+    epsilons: tuple[float, ...], narrow: bool
+) -> None:
+    svg = bounds_chart([game(*epsilons), game(*epsilons, mechanism="fitness")], narrow=narrow)
     bars = re.findall(r'<rect class="(shown[^"]*)" x="([\d.]+)" y="([\d.]+)" width="([\d.]+)"', svg)
     assert len(bars) == 6
     height = float(re.findall(r'viewBox="0 0 \d+ (\d+)"', svg)[0])
     for style, x, y, width in bars:
-        assert float(x) + float(width) < WIDTH - 60
+        assert float(x) + float(width) < (NARROW if narrow else WIDTH) - 90
         assert 0.0 < float(y) < height
         assert ("over" in style) == (float(width) > claim_of(svg) - float(x) + 0.05)
     assert svg.count("claim 2<") == 1
