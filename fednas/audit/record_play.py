@@ -1,359 +1,355 @@
-"""Layer L1: one record more, with the noise taken away; what moves, and what else does.
+"""Layer L1: one record more, with the noise taken away; what moves, and what else does."""
 
-Every play is a real site with the same key, a plan without noise, and every record in every step. The server
-chooses a learning rate at which the update dwarfs the weights, so that float32 keeps the clipped sum to about
-1e-7 of the clip norm for each of its coordinates' own size.
-"""
-
-import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Final, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fednas.audit.findings import Check, Finding
-from fednas.audit.rehearsal import Rehearsal
+from fednas.audit.neighbours import ROUNDING, ROWS, Data, Play, Record, Stage, bound, inserted
 from fednas.audit.subject import Subject
-from fednas.config import StudyConfig, validated
-from fednas.errors import FednasError
 from fednas.privacy.allowance import STREAMS
-from fednas.privacy.budget import PrivacyBudget
-from fednas.privacy.grid import GRID_STEP, sensitivity
-from fednas.privacy.store import Entry, LedgerStore
-from fednas.schedule import plan_for
-from fednas.search import Policy
 from fednas.space import Architecture
-from fednas.supernet import Supernet
+from fednas.wire import TaskKind
 
-_RATE: Final = 1e6
-_SIZE: Final = 64  # declared; the sites of plays hold fewer records or more
-_TOLERANCE: Final = 1e-6  # of a clip norm: what float32 leaves of an update, see the module
-_KINDS: Final = ("outlier", "usual", "tiny")
-_ROWS: Final = 8  # of a chunk of records
-
-Features = NDArray[np.float32]
-Labels = NDArray[np.int64]
-Data = tuple[Features, Labels, list[bytes]]
+_USUAL: Final = ROWS + 1  # records that a sum is of
+_NUMBERS: Final = (0, 1, ROWS - 1, ROWS, 5 * ROWS + 1)
+_STEPS: Final = 3  # of a final whose sums may not pile up
+_READS: Final[tuple[tuple[TaskKind, str, str], ...]] = (
+    ("train", "weights", "update"),
+    ("train", "architecture", "alphas"),
+    ("final", "weights", "update"),
+    ("final", "architecture", "update"),
+    ("final", "fitness", "update"),
+    ("evaluate", "fitness", "correct"),
+)
+"""Tasks, the streams that they may read, and what is released of each."""
+_FOREIGN: Final[tuple[tuple[TaskKind, str], ...]] = (
+    ("train", "fitness"),
+    ("evaluate", "weights"),
+    ("evaluate", "architecture"),
+)
+"""Tasks, and streams that they may not read."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Play:
-    """What a site let out, and all else that anybody could see.
+class _Trio:
+    """A task without a record, with it, and of it alone.
 
     Args:
-        sums: by name, what was released in units of what one record may add: clip norms, or counts.
-        seen: everything else, comparable.
+        where: what was played, for people.
+        without, with_it, alone: the plays.
     """
 
-    sums: Mapping[str, NDArray[np.float64]] = field(repr=False)
-    seen: tuple[object, ...] = field(repr=False)
+    where: str
+    without: Play
+    with_it: Play
+    alone: Play
 
+    @property
+    def answered(self) -> bool:
+        return bool(self.without.sums and self.with_it.sums and self.alone.sums)
 
-@final
-class Stage:
-    """One site, again and again with other records under the same key.
+    def length(self, name: str) -> float:
+        """What the record adds to a sum by itself."""
+        return _length(self.alone.sums[name])
 
-    Args:
-        subject: whose study is played, with its own clip norms and paths.
-        folder: for the sites' files.
-    """
+    def off(self, name: str) -> float:
+        """How far what it adds among others is from that."""
+        moved = self.with_it.sums[name] - self.without.sums[name]
+        return _length(moved - self.alone.sums[name])
 
-    def __init__(self, subject: Subject, folder: Path) -> None:
-        self.subject, self.folder, self.count = subject, folder, 0
-        self.study = _bare(subject.study)
-        self.space = subject.space
-        budget = PrivacyBudget.non_private(delta=self.study.privacy.delta)
-        self.plan = plan_for(self.study, subject.num_tiers, budget)
-        self.supernet = Supernet.initialise(self.space, seed=subject.seed)
-        self._template = folder / "template"
-        with self._site(self._template) as site:
-            self.names = {s: site.identifiers(s, 64) for s in ("weights", "architecture", "fitness")}
-
-    def _site(self, folder: Path) -> Rehearsal:
-        return Rehearsal(folder, study=self.study, plan=self.plan, declared_size=_SIZE)
-
-    def records(self, streams: Mapping[str, int]) -> Data:
-        """So many usual records of each stream; the first ones of a stream are always the same."""
-        shape = self.study.data.input_shape
-        x, y, names = [np.zeros((0, *shape), np.float32)], [], []
-        for number, (stream, count) in enumerate(streams.items()):
-            g = np.random.default_rng([1, number, self.subject.seed])
-            x.append(g.standard_normal((64, *shape)).astype(np.float32)[:count])
-            y += g.integers(0, self.space.num_classes, 64).tolist()[:count]
-            names += self.names[stream][:count]
-        return np.concatenate(x), np.array(y, np.int64), names
-
-    def record(self, kind: str, stream: str) -> tuple[Features, int, bytes]:
-        """A record that is none of `records`.
-
-        Args:
-            kind: usual, outlier or tiny.
-            stream: that it belongs to.
-        """
-        g = np.random.default_rng([4, *kind.encode(), self.subject.seed])
-        scale = {"usual": 1.0, "outlier": 1e4, "tiny": 1e-42}[kind]
-        x = np.clip(g.standard_normal(self.study.data.input_shape), -3.0, 3.0) * scale
-        return x.astype(np.float32), int(g.integers(self.space.num_classes)), self.names[stream][-1]
-
-    def play(self, kind: str, data: Data, paths: list[Architecture]) -> Play:
-        """What a site with these records lets out, and what else is seen."""
-        self.count += 1
-        folder = self.folder / str(self.count)
-        shutil.copytree(self._template, folder)
-        weights = [self.supernet.gather(path) for path in paths]
-        alphas = Policy(self.space).flat() if kind == "train" else None
-        with self._site(folder) as site:
-            site.write(*data)
-            facts = site.facts
-            try:
-                answer = site.ask(site.task(kind, 1, paths, weights, alphas=alphas))  # type: ignore[arg-type]
-            except FednasError as error:
-                return Play(sums={}, seen=("refused", type(error).__name__))
-            after = site.facts
-        arrays = {name: np.asarray(array) for name, array in answer.arrays.items()}
-        forms = {n: (a.shape, a.dtype, np.isfinite(a).tobytes()) for n, a in sorted(arrays.items())}
-        seen = (forms, facts.entries, after.entries, answer.entries, answer.operation_id, _written(folder))
-        shutil.rmtree(folder)
-        return Play(sums={n: self._sum(kind, n, a) for n, a in arrays.items()}, seen=seen)
-
-    def _sum(self, kind: str, name: str, array: NDArray[Any]) -> NDArray[np.float64]:
-        """What was added up over the records, in units of what one record may add."""
-        if name == "correct":
-            return array.astype(np.float64)
-        training, privacy = self.study.training, self.study.privacy
-        if name == "alphas":
-            scale = _SIZE * privacy.architecture / training.architecture_clip_norm
-            return np.nan_to_num(array.astype(np.float64)) * scale
-        share = privacy.weights if kind == "train" else 1.0
-        return array.astype(np.float64) * (-_SIZE * share / (training.learning_rate * training.clip_norm))
-
-    def bound(self, name: str, size: int) -> float:
-        """The most that a record may move a sum, with what a decoded sum may be off by itself."""
-        if name == "correct":
-            return 1.0
-        return sensitivity(size) * GRID_STEP + _TOLERANCE
+    def rounding(self, name: str) -> float:
+        """How far that may seem to be, because an answer is rounded."""
+        plays = (self.without, self.with_it, self.alone)
+        return ROUNDING[name] * (1.0 + sum(_length(play.sums[name]) for play in plays))
 
 
 def check_neighbours(subject: Subject, folder: Path) -> Iterator[Finding]:
     """Yield what this layer finds.
 
     Args:
-        subject: what is audited: plays use its own space, clip norms and chunks.
+        subject: what is audited: plays use its own space, paths and, for what is seen beside the released
+            values, its own plan.
         folder: empty, for the files of rehearsals.
     """
-    stage = Stage(subject, folder)
+    stage = Stage.without_noise(subject, folder / "bare")
     generator = np.random.default_rng([2, subject.seed])
     paths = [stage.space.sample(generator) for _ in range(2)]
     yield from _check_counts(stage, paths)
     yield from _check_sums(stage, paths)
-    yield from _check_others(stage, paths[0])
     yield from _check_monsters(stage, paths[0])
+    yield from _check_streams(stage, paths[0])
+    yield from _check_others(stage, paths[0])
+    yield from _check_terms(stage, paths[0])
+    yield from _check_forms(Stage.as_agreed(subject, folder / "noisy"), paths[0])
+
+
+def _trio(stage: Stage, kind: TaskKind, base: Data, record: Record, paths: Sequence[Architecture]) -> _Trio:
+    what = {"train": "a round", "final": "a final round", "evaluate": f"{len(paths)} counts"}[kind]
+    return _Trio(
+        where=f"{what} over {len(base[1])} records",
+        without=stage.play(kind, base, paths),
+        with_it=stage.play(kind, inserted(base, record), paths),
+        alone=stage.play(kind, inserted(stage.records({}), record), paths),
+    )
+
+
+def _check_trio(trio: _Trio, name: str, where: str) -> Iterator[Check]:
+    """What is true of any record, any others and any mechanism; the first alone if a site refused."""
+    where = f"{where}, {trio.where}"
+    yield _answers(where, trio.without, trio.with_it, trio.alone)
+    if not trio.answered:
+        return
+    length, off = trio.length(name), trio.off(name)
+    limit = bound(name, trio.alone.sums[name].size)
+    yield _check(
+        "a record moves a sum by no more than the clip norm, and a count by one",
+        length <= limit,
+        f"by {length:.7g}; at most {limit:.7f}: {where}",
+    )
+    yield _check(
+        "a record moves a sum by its own share, whatever the other records are and how many",
+        off <= trio.rounding(name),
+        f"off by {off:.1e} clip norms: {where}",
+    )
+    yield _unseen(where, trio.without, trio.with_it)
+
+
+def _cases() -> Iterator[tuple[int, int, int, str, int]]:
+    """Which path, which of `_READS`, over how many records, which record and of which class.
+
+    An outlier of two classes, since a network may be right about one, and then adds nothing.
+    """
+    for read in (0, 1):
+        for which, label in (("outlier", 0), ("outlier", 1), ("usual", 0), ("tiny", 0), ("zero", 0)):
+            yield 0, read, _USUAL, which, label
+    for many in _NUMBERS:
+        yield from ((0, read, many, "usual", 1) for read in (0, 1))
+    yield from ((0, read, _USUAL, "usual", 0) for read in (2, 3, 4))
+    yield from ((1, read, _USUAL, "outlier", label) for read in (0, 1) for label in (0, 1))
+    yield 1, 2, _USUAL, "usual", 0
 
 
 def _check_sums(stage: Stage, paths: list[Architecture]) -> Iterator[Check]:
     """Updates and architecture gradients: each record's own share, whatever the others are."""
-    for number, (kind, path) in enumerate((k, p) for p in paths for k in ("train", "final")):
-        numbers = (0, 1, _ROWS - 1, _ROWS, _ROWS + 1, 20) if number == 0 else (_ROWS + 1,)
-        streams = ("weights", "architecture") if kind == "train" else STREAMS
-        for stream, many, which in ((s, n, w) for s in streams for n in numbers for w in _KINDS):
-            if which != "outlier" and many != _ROWS + 1:
-                continue
-            name = "alphas" if stream == "architecture" and kind == "train" else "update"
-            record = stage.record(which, stream)
-            base = stage.records({"weights": many, "architecture": many, "fitness": 2})
-            without, with_it = (
-                stage.play(kind, base, [path]),
-                stage.play(kind, inserted(base, record), [path]),
-            )
-            alone = stage.play(kind, inserted(stage.records({}), record), [path])
-            where = f"{name} of a {kind} round, {many} records of a stream, one {which} one more in {stream}"
-            yield _answers(where, without, with_it, alone)
-            if not alone.sums or not with_it.sums or not without.sums:
-                return
-            own = alone.sums[name]
-            length = float(np.linalg.norm(own))
-            yield Check(
-                layer="L1",
-                name="a record moves a sum by no more than the clip norm",
-                holds=length <= stage.bound(name, own.size),
-                detail=f"by {length:.7f} of it: {where}",
-            )
-            off = float(np.linalg.norm(with_it.sums[name] - without.sums[name] - own))
-            yield Check(
-                layer="L1",
-                name="a record moves a sum by its own share, whatever the other records are and how many",
-                holds=off <= _TOLERANCE * (many + 4),
-                detail=f"off by {off:.1e} clip norms: {where}",
-            )
-            others = [other for other in without.sums if other != name]
-            still = all(np.array_equal(without.sums[o], with_it.sums[o]) for o in others)
-            yield Check(
-                layer="L1",
-                name="a record of one stream moves nothing that another stream pays for",
-                holds=still,
-                detail=where,
-            )
-            yield _unseen(where, without, with_it)
+    longest = {"update": 0.0, "alphas": 0.0}
+    for path, read, many, which, label in _cases():
+        kind, stream, name = _READS[read]
+        base = stage.records({"weights": many, "architecture": many, "fitness": 2})
+        trio = _trio(stage, kind, base, stage.record(which, stream, label), [paths[path]])
+        yield from _check_trio(trio, name, f"one {which} more in {stream}")
+        if not trio.answered:
+            return
+        longest[name] = max(longest[name], trio.length(name))
+    for name, length in longest.items():
+        yield _check(
+            "an outlier moves a sum by all of the clip norm: no smaller one would be seen to be broken",
+            length >= 0.99,
+            f"{name}: by {length:.7f} of it",
+        )
 
 
 def _check_counts(stage: Stage, paths: list[Architecture]) -> Iterator[Check]:
     """Fitness: every class in turn, so that some network is right about some record."""
-    x, _, name = stage.record("usual", "fitness")
     candidates = [*paths, stage.space.smallest()]
     right = np.zeros(len(candidates))
     for label, many in enumerate((33, 0, *[1] * (stage.space.num_classes - 2))):
-        base, record = stage.records({"weights": 3, "architecture": 3, "fitness": many}), (x, label, name)
-        without, with_it = (stage.play("evaluate", d, candidates) for d in (base, inserted(base, record)))
-        alone = stage.play("evaluate", inserted(stage.records({}), record), candidates)
-        where = f"counts of {len(candidates)} candidates over {many} records, one more of class {label}"
-        yield _answers(where, without, with_it, alone)
-        if not (alone.sums and with_it.sums and without.sums):
+        base = stage.records({"weights": 3, "architecture": 3, "fitness": many})
+        trio = _trio(stage, "evaluate", base, stage.record("usual", "fitness", label), candidates)
+        where = f"one more of class {label}, {trio.where}"
+        yield _answers(where, trio.without, trio.with_it, trio.alone)
+        if not trio.answered:
             return
-        own = alone.sums["correct"]
-        moved = with_it.sums["correct"] - without.sums["correct"]
+        own = trio.alone.sums["correct"]
+        moved = trio.with_it.sums["correct"] - trio.without.sums["correct"]
         right = right + own
-        yield Check(
-            layer="L1",
-            name="a record moves a count by itself: by nothing, or by one",
-            holds=bool(np.isin(own, (0.0, 1.0)).all() and np.array_equal(moved, own)),
-            detail=f"alone {own.tolist()}, among others {moved.tolist()}: {where}",
+        yield _check(
+            "a record moves a count by itself: by nothing, or by one",
+            bool(np.isin(own, (0.0, 1.0)).all() and np.array_equal(moved, own)),
+            f"alone {own.tolist()}, among others {moved.tolist()}: {where}",
         )
-        yield _unseen(where, without, with_it)
-    yield Check(
-        layer="L1",
-        name="a candidate is right about a record for one of all classes",
-        holds=bool(np.all(right == 1.0)),
-        detail=f"{stage.space.num_classes} classes, right for {right}",
+        yield _unseen(where, trio.without, trio.with_it)
+    yield _check(
+        "a candidate is right about a record for one of all classes",
+        bool(np.all(right == 1.0)),
+        f"{stage.space.num_classes} classes, right for {right.tolist()}",
     )
-
-
-def _check_others(stage: Stage, path: Architecture) -> Iterator[Check]:
-    """The same records in another order, and one that is there twice."""
-    base = stage.records({"weights": 11, "architecture": 11, "fitness": 11})
-    order = np.random.default_rng([3, stage.subject.seed]).permutation(len(base[1]))
-    turned = base[0][order], base[1][order], [base[2][i] for i in order]
-    for kind, paths in (("train", [path]), ("final", [path]), ("evaluate", [path])):
-        plays = stage.play(kind, base, paths), stage.play(kind, turned, paths)
-        yield _answers(f"{kind}: the same records in another order", *plays)
-        off = _distance(*plays)
-        yield Check(
-            layer="L1",
-            name="the order of the records changes nothing, so their streams hang on no position",
-            holds=off <= 20 * _TOLERANCE,
-            detail=f"{kind}: off by {off:.1e}",
-        )
-    first = base[0][0], int(base[1][0]), base[2][0]
-    plays = stage.play("train", base, [path]), stage.play("train", inserted(base, first), [path])
-    alone = stage.play("train", inserted(stage.records({}), first), [path])
-    yield _answers("train: a record that is there twice", *plays, alone)
-    if alone.sums and all(play.sums for play in plays):
-        off = float(np.linalg.norm(plays[1].sums["update"] - plays[0].sums["update"] - alone.sums["update"]))
-        yield Check(
-            layer="L1",
-            name="a record that is there twice counts twice: none decides whether another is kept",
-            holds=off <= 20 * _TOLERANCE,
-            detail=f"off by {off:.1e} clip norms",
-        )
 
 
 def _check_monsters(stage: Stage, path: Architecture) -> Iterator[Check]:
-    """Records that break arithmetic: what they have no gradient for, they do not move."""
-    base = stage.records({"weights": 9, "architecture": 9, "fitness": 9})
-    for value in (1e38, 3e38, np.nan, np.inf):
-        for kind, stream in (("train", "weights"), ("train", "architecture"), ("evaluate", "fitness")):
-            x, y, name = stage.record("usual", stream)
-            record = np.full_like(x, value), y, name
-            plays = stage.play(kind, base, [path]), stage.play(kind, inserted(base, record), [path])
-            where = f"{kind}, one record of {value:g} more in {stream}"
-            yield _answers(where, *plays)
-            finite = all(np.isfinite(total).all() for total in plays[1].sums.values())
-            yield Check(
-                layer="L1", name="whatever a record holds, what leaves is finite", holds=finite, detail=where
+    """Records that break arithmetic or the schema."""
+    base = stage.records(dict.fromkeys(STREAMS, _USUAL))
+    for kind, stream, name in (_READS[0], _READS[1], _READS[5]):
+        usual = stage.record("usual", stream)
+        for value in (1e38, np.nan, np.inf):
+            record = np.full_like(usual[0], value), *usual[1:]
+            yield from _check_monster(stage, kind, base, record, path, name, f"{value:g} in {stream}")
+        for label in (-1, stage.space.num_classes) if stream == "weights" else ():
+            wrong = usual[0], label, usual[2]
+            yield from _check_monster(stage, kind, base, wrong, path, name, f"class {label} in {stream}")
+
+
+def _check_monster(
+    stage: Stage, kind: TaskKind, base: Data, record: Record, path: Architecture, name: str, where: str
+) -> Iterator[Check]:
+    trio = _trio(stage, kind, base, record, [path])
+    yield from _check_trio(trio, name, f"one of {where} more")
+    if not trio.answered:
+        return
+    yield _check(
+        "whatever a record holds, what leaves is finite",
+        all(np.isfinite(total).all() for total in trio.with_it.sums.values()),
+        f"one of {where}",
+    )
+    if not (np.isfinite(record[0]).all() and 0 <= record[1] < stage.space.num_classes):
+        yield _check(
+            "a record that breaks the schema is left out and moves nothing",
+            _distance(trio.without, trio.with_it) == 0.0,
+            f"one of {where}",
+        )
+
+
+def _check_streams(stage: Stage, path: Architecture) -> Iterator[Check]:
+    """Records of each stream, one of every class, and what they may not move."""
+    base = stage.records(dict.fromkeys(STREAMS, _USUAL))
+    for kind, stream in (*_FOREIGN, ("train", "weights"), ("train", "architecture")):
+        more = base
+        for label in range(stage.space.num_classes):
+            more = inserted(more, stage.record("outlier", stream, label))
+        plays = stage.play(kind, base, [path]), stage.play(kind, more, [path])
+        yield _answers(f"{kind}, some more in {stream}", *plays)
+        if not all(play.sums for play in plays):
+            return
+        sums = plays[0].sums.items()
+        moved = {name for name, total in sums if not np.array_equal(total, plays[1].sums[name])}
+        yield _check(
+            "a record of one stream moves nothing that another stream pays for",
+            moved <= {name for k, s, name in _READS if (k, s) == (kind, stream)},
+            f"{kind}: some of {stream} moved {sorted(moved) or 'nothing'}",
+        )
+
+
+def _check_others(stage: Stage, path: Architecture) -> Iterator[Check]:
+    """The same records in another order, under other names, without names, in other chunks; and one twice."""
+    many = 2 * ROWS + 3
+    base = stage.records(dict.fromkeys(STREAMS, many))
+    order = np.random.default_rng([3, stage.subject.seed]).permutation(len(base[1]))
+    others = [name for stream in STREAMS for name in stage.names[stream][many : 2 * many]]
+    nameless = base[0], base[1], [b""] * len(order)
+    for kind in stage.kinds:
+        for data in (base, nameless):
+            turned = data[0][order], data[1][order], [data[2][i] for i in order]
+            yield _same(
+                "the order of the records changes nothing, so their streams hang on no position",
+                f"{kind}, {'with' if data is base else 'without'} names",
+                stage.play(kind, data, [path]),
+                stage.play(kind, turned, [path]),
             )
-            yield _unseen(where, *plays)
-            bounds = {name: stage.bound(name, total.size) for name, total in plays[0].sums.items()}
-            off = {name: np.linalg.norm(plays[1].sums[name] - plays[0].sums[name]) for name in bounds}
-            yield Check(
-                layer="L1",
-                name="a record moves a sum by no more than the clip norm",
-                holds=all(length <= bounds[name] + 20 * _TOLERANCE for name, length in off.items()),
-                detail=f"{where}: by {max(off.values(), default=0.0):.6f}",
+        yield _same(
+            "a record's name decides its stream, and nothing else",
+            kind,
+            stage.play(kind, base, [path]),
+            stage.play(kind, (base[0], base[1], others), [path]),
+        )
+        yield _same(
+            "how many records are held in memory at once changes nothing",
+            kind,
+            stage.play(kind, base, [path]),
+            stage.play(kind, base, [path], micro_batch=5 * ROWS),
+            rounding=1e-4,  # other kernels
+        )
+    for kind, stream, name in (_READS[0], _READS[1]):
+        place = STREAMS.index(stream) * many
+        twice = base[0][place], int(base[1][place]), base[2][place]
+        trio = _trio(stage, kind, base, twice, [path])
+        yield _answers(f"{kind}: a record that is there twice", trio.without, trio.with_it, trio.alone)
+        if trio.answered:
+            yield _check(
+                "a record that is there twice counts twice: none decides whether another is kept",
+                trio.off(name) <= trio.rounding(name),
+                f"off by {trio.off(name):.1e} clip norms",
             )
-            if not np.isfinite(value):
-                yield Check(
-                    layer="L1",
-                    name="a record that breaks the schema is left out and moves nothing",
-                    holds=_distance(*plays) == 0.0,
-                    detail=where,
-                )
+
+
+def _check_terms(stage: Stage, path: Architecture) -> Iterator[Check]:
+    """What bounds a record is the plan, in every step by itself."""
+    data = inserted(stage.records({}), stage.record("outlier", "weights", 1))
+    agreed = stage.play("train", data, [path])
+    large = dict.fromkeys(("clip_norm", "architecture_clip_norm"), 1000.0)
+    yield _same(
+        "the plan says what a step is, whatever else a study says",
+        "a study with larger clip norms and a smaller sampling probability than its plan's",
+        agreed,
+        stage.play("train", data, [path], sampling_probability=0.01, **large),
+    )
+    data = inserted(stage.records({}), stage.record("usual", "weights"))
+    sums = stage.crawl(data, path, _STEPS)
+    length = np.inf if sums is None else _length(sums)
+    yield _check(
+        "a record moves a step by no more than the clip norm, however many came before",
+        sums is not None and length <= _STEPS * bound("update", sums.size),
+        f"by {length:.6f} clip norms in {_STEPS} steps",
+    )
+
+
+def _check_forms(stage: Stage, path: Architecture) -> Iterator[Check]:
+    """With the study's own noise: all but the values is the same for any records, also for none."""
+    streams = {stream: _USUAL for stream, names in stage.names.items() if names}
+    base = stage.records(streams)
+    for kind, reads in stage.kinds.items():
+        empty = stage.play(kind, stage.records({}), [path])
+        plays = {"no record": empty, "some": stage.play(kind, base, [path])}
+        for value in (1e4, 3e38, np.nan):
+            x, label, name = stage.record("usual", reads[0])
+            more = inserted(base, (np.full_like(x, value), label, name))
+            plays[f"one of {value:g} more"] = stage.play(kind, more, [path])
+        for what, play in plays.items():
+            yield _answers(f"{kind} with noise, {what}", play)
+            yield _unseen(f"{kind} with noise, {what}", empty, play)
+        if kind != "evaluate" and empty.sums:
+            yield _check(
+                "a site without records lets out noise",
+                all(total.any() for total in empty.sums.values()),
+                kind,
+            )
+
+
+def _check(name: str, holds: bool, detail: str) -> Check:
+    return Check(layer="L1", name=name, holds=bool(holds), detail=detail)
 
 
 def _answers(where: str, *plays: Play) -> Check:
-    return Check(
-        layer="L1",
-        name="a site answers whatever its records are",
-        holds=all(play.sums for play in plays),
-        detail=where
-        if all(play.sums for play in plays)
-        else f"{where}: {[p.seen for p in plays if not p.sums]}",
-    )
+    refusals = [play.refusal for play in plays if not play.sums]
+    name = "a site answers, and in the form that was asked for, whatever its records are"
+    return _check(name, not refusals, f"{where}: {refusals[0]}" if refusals else where)
 
 
 def _unseen(where: str, without: Play, with_it: Play) -> Check:
-    return Check(
-        layer="L1",
-        name="all but the released values is the same with one record more",
-        holds=without.seen == with_it.seen,
-        detail=where,
+    name = "all but the released values is the same with one record more"
+    return _check(name, without.seen == with_it.seen, where)
+
+
+def _same(name: str, where: str, one: Play, other: Play, *, rounding: float = 0.0) -> Check:
+    """That two plays let out the same but for what an answer is rounded by."""
+    refusals = [play.refusal for play in (one, other) if not play.sums]
+    if refusals or one.sums.keys() != other.sums.keys():
+        return _check(name, False, f"{where}: {refusals or 'not the same arrays'}")
+    off = {name: _length(one.sums[name] - total) for name, total in other.sums.items()}
+    near = all(
+        off[name] <= max(rounding, ROUNDING[name]) * (1.0 + 2.0 * _length(one.sums[name])) for name in off
     )
+    return _check(name, near, f"{where}: off by {max(off.values()):.1e}")
 
 
 def _distance(one: Play, other: Play) -> float:
-    """The longest difference of two sums; infinite where they have not the same ones."""
-    if one.sums.keys() != other.sums.keys():
-        return np.inf
-    return max(float(np.linalg.norm(one.sums[name] - other.sums[name])) for name in one.sums)
+    """The longest difference of two sums."""
+    return max(_length(one.sums[name] - other.sums[name]) for name in one.sums)
 
 
-def inserted(data: Data, record: tuple[Features, int, bytes]) -> Data:
-    """Some records with one more in their midst."""
-    (x, y, names), (own, label, name), place = data, record, len(data[1]) // 2
-    return (
-        np.insert(x, place, own, axis=0),
-        np.insert(y, place, label),
-        [*names[:place], name, *names[place:]],
-    )
-
-
-def _bare(study: StudyConfig) -> StudyConfig:
-    """The study without noise, in which every record is in the one step of every round."""
-    values = study.model_dump(exclude_unset=False)
-    values["privacy"] |= {
-        "epsilon": np.inf,
-        "non_private": True,
-        "weights": 0.6,
-        "architecture": 0.2,
-        "fitness": 0.2,
-    }
-    values["search"] |= {"strategy": "differentiable", "fixed": None}
-    values["training"] |= {
-        "sampling_probability": 1.0,
-        "steps_per_round": 1,
-        "learning_rate": _RATE,
-        "momentum": 0.0,
-        "micro_batch": _ROWS,
-    }
-    return validated(StudyConfig, values, "study")
-
-
-def _written(folder: Path) -> list[tuple[str, object]]:
-    """A ledger's entries without what hangs on the reply that they name."""
-    entries: list[Entry] = []
-    with LedgerStore(folder / "ledger.sqlite", read_only=True) as store:
-        store.replay(entries.append)
-    private = {"reply", "signature"}
-    return [(e.kind, {k: v for k, v in e.body.items() if k not in private}) for e in entries]
+def _length(vector: NDArray[np.float64]) -> float:
+    return float(np.linalg.norm(vector))
