@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from fednas.audit.drills import Probe, ask, check, finals, open_ledger, plan_of, refusal
 from fednas.audit.findings import Check
 from fednas.audit.ledger_files import read_entries
@@ -20,6 +22,23 @@ from fednas.privacy.events import Gaussian, NonPrivate, PoissonGaussian
 
 _SINGLE: Final = ((0.01, 0.8), (0.1, 1.0), (0.3, 0.6), (0.25, 1.5))
 _COARSE: Final = 1e-3  # grid of the privacy loss, in nats: still pessimistic, ten times as fast
+
+
+def rounds_add_up(folder: Path) -> Iterator[Check]:
+    """Many runs of one round, and one run of many."""
+    spends = []
+    for name, runs, releases in (("many", 20, 1), ("one", 1, 20)):
+        with open_ledger(folder / name) as ledger:
+            for number in range(runs):
+                ledger.open_plan(f"run {number}", finals(25.0, releases))
+                ask(ledger, number, Probe(), {"final": releases}, run=f"run {number}")
+            spend = ledger.statement().stream("weights")
+            spends.append((spend.claimed_epsilon, spend.charged_epsilon))
+    yield check(
+        "twenty runs of one round cost what one run of twenty rounds costs",
+        np.allclose(spends[0], spends[1], rtol=0.0, atol=1e-12) and spends[0][0] > 0.0,
+        f"epsilon {spends[0][0]:.6f} and {spends[1][0]:.6f}",
+    )
 
 
 def accountants_are_exact(folder: Path) -> Iterator[Check]:
@@ -158,6 +177,7 @@ def unprotected_is_said(folder: Path) -> Iterator[Check]:
 ACCOUNTS: Final[tuple[Callable[[Path], Iterator[Check]], ...]] = (
     unprotected_is_said,
     filters_hold,
+    rounds_add_up,
     accountants_are_exact,
 )
 """Cheap and decisive ones first."""

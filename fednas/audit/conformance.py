@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fednas.audit.accounts import ACCOUNTS, the_plan_costs_what_it_says
-from fednas.audit.conversations import sites_answer
+from fednas.audit.conversations import sites_answer, sites_refuse
 from fednas.audit.drills import DRILLS, check
 from fednas.audit.findings import Check, Finding
 from fednas.audit.recount import Mechanism, disagreements, recount
@@ -39,7 +39,10 @@ def check_conformance(subject: Subject, folder: Path) -> Iterator[Finding]:
     """
     if subject.run is not None:
         yield from check_run(subject, subject.run)
-    for drill in (*DRILLS, *ACCOUNTS):
+    for drill in DRILLS:
+        yield from _held(drill, folder / drill.__name__)
+    yield from _held(partial(sites_refuse, subject), folder / "sites_refuse")
+    for drill in ACCOUNTS:
         yield from _held(drill, folder / drill.__name__)
     for scene in (sites_answer, the_plan_costs_what_it_says):
         yield from _held(partial(scene, subject), folder / scene.__name__)

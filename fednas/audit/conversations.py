@@ -4,25 +4,24 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fednas.audit.drills import CAP, check, plan_of, refusal
+from fednas.audit.drills import check, plan_of, refusal
 from fednas.audit.findings import Check
 from fednas.audit.ledger_files import Body, edit, read_entries, spoil_reply
-from fednas.audit.recount import (
-    recount,
-)
+from fednas.audit.recount import recount
 from fednas.audit.rehearsal import Records, Rehearsal
 from fednas.audit.subject import Subject
 from fednas.errors import FednasError, LedgerRolledBackError
 from fednas.privacy import verify
 from fednas.privacy.accounting import epsilon_pld
-from fednas.privacy.events import PoissonGaussian
+from fednas.privacy.events import Gaussian, PoissonGaussian
 from fednas.privacy.plan import PrivacyPlan
 from fednas.search import Policy
 from fednas.space import Architecture
@@ -86,32 +85,51 @@ class _Talk:
         return charges, arrays
 
 
+def sites_refuse(subject: Subject, folder: Path) -> Iterator[Check]:
+    """What a site must not go along with: spoilt copies of its ledger, numbers that are none, a large delta.
+
+    The plan is a cheap one and asks for counts only: this is about files, and every mechanism shares them.
+    """
+    plan = plan_of(
+        fitness=Gaussian(noise_multiplier=60.0, releases=40),
+        final=PoissonGaussian(sampling_probability=0.2, noise_multiplier=8.0, steps=1),
+    )
+    with _rehearsed(subject, folder / "site", plan) as talk:
+        talk.rehearsal.ask(talk.task("evaluate", 1))
+        yield from _copied(talk)
+        yield from _malformed(talk)
+    yield from _deltas(folder, subject, plan)
+
+
 def sites_answer(subject: Subject, folder: Path) -> Iterator[Check]:
-    """All kinds of tasks, asked, repeated, altered and malformed; then copies of the ledger."""
+    """All kinds of tasks of the study's own plan, asked, repeated and altered; then what they add up to."""
+    with _rehearsed(subject, folder / "site", subject.plan()) as talk:
+        answers: dict[TaskKind, Answer] = {}
+        for number, kind in enumerate(talk.kinds(), 1):
+            yield from _asked(talk, talk.task(kind, number), answers)
+        yield from _repeated(talk, answers)
+        yield from _added_up(talk)
+
+
+@contextmanager
+def _rehearsed(subject: Subject, folder: Path, plan: PrivacyPlan) -> Iterator[_Talk]:
+    """A site with some made-up records in every stream that the plan gives a share."""
     study, space = subject.study, subject.space
     generator = np.random.default_rng([0, subject.seed])
     drawn = [space.smallest(), *(space.sample(generator) for _ in range(20 * _CANDIDATES))]
     architectures = tuple(dict.fromkeys(drawn))[:_CANDIDATES]
     lengths = [len(flatten(space.build(architecture))) for architecture in architectures]
     weights = tuple(generator.normal(0.0, 0.1, length).astype(np.float32) for length in lengths)
-    size = max(1, min(_SIZE, int(1.0 / study.privacy.delta)))
-    with Rehearsal(folder / "site", study=study, plan=subject.plan(), declared_size=size) as rehearsal:
+    size = max(1, min(_SIZE, int(1.0 / plan.budget.delta)))
+    with Rehearsal(folder, study=study, plan=plan, declared_size=size) as rehearsal:
         records: dict[str, Records] = {}
-        for stream, share in rehearsal.plan.proportions:
+        for stream, share in plan.proportions:
             if share > 0.0:
                 shape = (_SIZES[stream], *study.data.input_shape)
                 labels = generator.integers(0, study.data.num_classes, _SIZES[stream])
                 records[stream] = generator.normal(size=shape).astype(np.float32), labels
         rehearsal.fill(records)
-        talk = _Talk(subject=subject, rehearsal=rehearsal, architectures=architectures, weights=weights)
-        answers: dict[TaskKind, Answer] = {}
-        for number, kind in enumerate(talk.kinds(), 1):
-            yield from _asked(talk, talk.task(kind, number), answers)
-        yield from _repeated(talk, answers)
-        yield from _added_up(talk)
-        yield from _malformed(talk)
-        yield from _copied(talk)
-    yield from _deltas(folder, subject)
+        yield _Talk(subject=subject, rehearsal=rehearsal, architectures=architectures, weights=weights)
 
 
 def _asked(talk: _Talk, task: Task, answers: dict[TaskKind, Answer]) -> Iterator[Check]:
@@ -224,7 +242,6 @@ def _malformed(talk: _Talk) -> Iterator[Check]:
     """Plans with numbers that would blind an accountant, as a server could send them."""
     before = talk.rehearsal.ledger.position()
     accepted, tried = [], 0
-    kind = talk.kinds()[-1]
     for field, text in _wrong_numbers():
         document = json.loads(talk.plan.to_json())
         place: Body = document["allowances"][-1]
@@ -233,9 +250,9 @@ def _malformed(talk: _Talk) -> Iterator[Check]:
         elif field != "clip_norm":
             place = place["event"]
         place[field] = text
-        task = talk.task(kind, 100 + tried)
+        task = talk.task("evaluate", 100 + tried)
         plan = json.dumps(document, sort_keys=True, separators=(",", ":"))
-        wrong = Task(**{**_fields(task), "plan": plan, "run": f"run {tried}"})
+        wrong = replace(task, plan=plan, run=f"run {tried}")
         tried += 1
         try:
             if refusal(talk.rehearsal.ask, wrong) is None:
@@ -263,18 +280,14 @@ def _wrong_numbers() -> Iterator[tuple[str, Any]]:
         yield "steps", number
 
 
-def _fields(task: Task) -> dict[str, Any]:
-    return {name: getattr(task, name) for name in Task.__dataclass_fields__}
-
-
 def _copied(talk: _Talk) -> Iterator[Check]:
     """An older copy, a deleted file, and files that somebody without the key has altered."""
-    rehearsal, ledger, kind = talk.rehearsal, talk.ledger, talk.kinds()[-1]
+    rehearsal, ledger = talk.rehearsal, talk.ledger
     old, new = ledger.with_name("old"), ledger.with_name("new")
     rehearsal.close()
     shutil.copyfile(ledger, old)
     rehearsal.reopen()
-    seen = rehearsal.ask(talk.task(kind, 50))
+    seen = rehearsal.ask(talk.task("evaluate", 50))
     rehearsal.close()
     shutil.copyfile(ledger, new)
 
@@ -283,7 +296,7 @@ def _copied(talk: _Talk) -> Iterator[Check]:
     shutil.copyfile(old, ledger)
     rehearsal.reopen()
     before = len(talk.charges())
-    refused = refusal(rehearsal.ask, talk.task(kind, 51, mark=seen.head))
+    refused = refusal(rehearsal.ask, talk.task("evaluate", 51, mark=seen.head))
     yield check(
         "an older copy of a ledger is refused where the server's mark is shown",
         isinstance(refused, LedgerRolledBackError) and len(talk.charges()) == before,
@@ -293,7 +306,7 @@ def _copied(talk: _Talk) -> Iterator[Check]:
     shutil.copyfile(new, ledger)
     cut = _tampered(old, expected_head=seen.head)
     rehearsal.reopen()
-    answered = refusal(rehearsal.ask, talk.task(kind, 50, mark=seen.head))
+    answered = refusal(rehearsal.ask, talk.task("evaluate", 50, mark=seen.head))
     yield check("the ledger that the server saw last is accepted", answered is None)
     yield check("a stranger who kept a head sees that a ledger was cut back", cut)
     rehearsal.close()
@@ -328,7 +341,7 @@ def _altered(talk: _Talk, intact: Path) -> Iterator[Check]:
     spoil_reply(talk.ledger)
     found = _tampered(talk.ledger)
     talk.rehearsal.reopen()
-    sent = refusal(talk.rehearsal.ask, talk.task(talk.kinds()[-1], 50)) is None
+    sent = refusal(talk.rehearsal.ask, talk.task("evaluate", 50)) is None
     yield check("a stored reply that was altered is never sent", found and not sent)
     talk.rehearsal.close()
     shutil.copyfile(intact, talk.ledger)
@@ -342,15 +355,12 @@ def _tampered(path: Path, **expected: str) -> bool:
     return False
 
 
-def _deltas(folder: Path, subject: Subject) -> Iterator[Check]:
+def _deltas(folder: Path, subject: Subject, plan: PrivacyPlan) -> Iterator[Check]:
     """A delta at which a record could be published."""
-    size = int(2.0 / CAP.delta)
-    plan = plan_of(CAP, final=PoissonGaussian(sampling_probability=0.2, noise_multiplier=8.0, steps=1))
-    refused = refusal(
-        Rehearsal, folder / "large", study=subject.study, plan=plan, declared_size=size, cap=CAP
-    )
+    size, delta = int(2.0 / plan.budget.delta), plan.budget.delta
+    refused = refusal(Rehearsal, folder / "large", study=subject.study, plan=plan, declared_size=size)
     yield check(
         "a site refuses a delta above 1 / its declared size",
         refused is not None,
-        f"delta {CAP.delta:g} for {size} records",
+        f"delta {delta:g} for {size} records",
     )

@@ -209,19 +209,6 @@ def runs_add_up(folder: Path) -> Iterator[Check]:
             refused is not None and unpaid is not None and probe.runs == 0,
             f"two runs of epsilon {gaussian_epsilon(1.8, CAP.delta):.2f} each under a cap of 3",
         )
-    spends = []
-    for name, runs, releases in (("many", 20, 1), ("one", 1, 20)):
-        with open_ledger(folder / name) as ledger:
-            for number in range(runs):
-                ledger.open_plan(f"run {number}", finals(25.0, releases))
-                ask(ledger, number, Probe(), {"final": releases}, run=f"run {number}")
-            spend = ledger.statement().stream("weights")
-            spends.append((spend.claimed_epsilon, spend.charged_epsilon))
-    yield check(
-        "twenty runs of one round cost what one run of twenty rounds costs",
-        np.allclose(spends[0], spends[1], rtol=0.0, atol=1e-12) and spends[0][0] > 0.0,
-        f"epsilon {spends[0][0]:.6f} and {spends[1][0]:.6f}",
-    )
 
 
 def bounds_hold(folder: Path) -> Iterator[Check]:

@@ -3,7 +3,7 @@
 import json
 import sqlite3
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -198,7 +198,7 @@ def read_ledgers(folder: Path, files: ServerFiles) -> Ledgers:
         if config is not None and config.dataset != dataset:
             problems.append(f"{name}: the ledger is that of {dataset}, not of {config.dataset}")
         site = config.name if config is not None else known.get(dataset, dataset)
-        ledgers.append(SiteLedger(**{**ledger.__dict__, "site": site}))
+        ledgers.append(replace(ledger, site=site))
     return Ledgers(
         found=tuple(ledgers), problems=tuple(problems), number=len(paths), of_sites=bool(named or problems)
     )

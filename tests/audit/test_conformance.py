@@ -19,6 +19,7 @@ from fednas.audit.subject import Subject
 from fednas.config import load_sites
 from fednas.errors import FednasError
 from fednas.privacy.signing import Signer
+from server.checkpoint import RunDirectory
 from simulations import runner
 from tests.privacy.ledger_content import Content, read, write
 from tests.simulations import tiny
@@ -348,7 +349,7 @@ def test_whatever_a_record_holds_the_audit_ends_in_checks(original: Path, tmp_pa
         True,
         1e308,
     ]
-    for _ in range(60):
+    for _ in range(40):
         name = source.choice(names)
         text = (run / name).read_text()
         value = json.loads(text)
@@ -376,3 +377,61 @@ def test_whatever_a_ledger_file_holds_the_audit_ends_in_checks(original: Path, t
             spoilt[source.randrange(len(spoilt))] ^= 1 << source.randrange(8)
         path.write_bytes(spoilt)
         list(check_run(subject, run))
+
+
+def adaptive(path: Path) -> Path:
+    """A run whose sites account by a filter at one order."""
+    tiny.make_run(path, STUDY, seed=None)
+    for file in path.glob("sites/*/site.toml"):
+        file.write_text("order = 16\n" + file.read_text())
+    runner.resume(path, runner.Options(), scenario="tiny")
+    return path
+
+
+def shared(path: Path) -> Path:
+    """The second run on the same ledgers and marks, which lie elsewhere."""
+    options = runner.Options(cap=5.0, state=path.parent / "state")
+    for place in (path.parent / "first", path):
+        runner.start(tiny.scenario(), tiny.study(), place, options)
+    gc.collect()
+    assert accused(path.parent / "first") == set()
+    return path
+
+
+def unequal(path: Path) -> Path:
+    """A run with a site that allows less than the others."""
+    runner.start(tiny.scenario(), tiny.study(), path, runner.Options(caps={"alpha": 1.0}))
+    return path
+
+
+class Killed(BaseException):
+    """Ends a run at once, as a signal would."""
+
+
+def resumed(path: Path) -> Path:
+    """A run that died between a round's record and its checkpoint, and went on."""
+    save = RunDirectory.save
+
+    def dying(self: RunDirectory, number: int, *rest: Any) -> None:
+        if number == 3:
+            raise Killed
+        save(self, number, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunDirectory, "save", dying)
+        with suppress(Killed):
+            runner.start(tiny.scenario(), STUDY, path, runner.Options())
+    gc.collect()
+    assert accused(path) == set(), "a run that lies there half done is none to be accused"
+    runner.resume(path, runner.Options(), scenario="tiny")
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("made", [adaptive, shared, unequal, resumed])
+def test_correct_runs_of_every_kind_conform(made: Callable[[Path], Path], tmp_path: Path) -> None:
+    run = made(tmp_path / "run")
+    gc.collect()
+    checks = audited(run)
+    assert [(check.name, check.detail) for check in checks if not check.holds] == []
+    assert len(checks) == 12

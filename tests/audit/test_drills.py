@@ -6,6 +6,7 @@ import sqlite3
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,10 @@ def test_the_correct_system_is_not_accused(tmp_path: Path) -> None:
     ],
 )
 def test_sites_of_other_studies_are_not_accused(sections: dict[str, Any], tmp_path: Path) -> None:
-    assert failed(lambda folder: conversations.sites_answer(changed(**sections), folder), tmp_path) == set()
+    for scene in (conversations.sites_answer, conversations.sites_refuse):
+        place = tmp_path / scene.__name__
+        place.mkdir()
+        assert failed(partial(scene, changed(**sections)), place) == set()
 
 
 @pytest.mark.slow
@@ -193,7 +197,7 @@ def test_a_mistake_at_a_site_is_found(
     owner: object, name: str, broken: object, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(owner, name, broken)
-    accused = failed(lambda folder: conversations.sites_answer(reference(), folder), tmp_path)
+    accused = failed(partial(conversations.sites_refuse, reference()), tmp_path)
     assert found in accused
 
 
@@ -205,7 +209,7 @@ def test_a_plan_of_too_little_noise_is_found(tmp_path: Path, monkeypatch: pytest
     search = replace(plan.allowance("search"), event=event)
     weak = replace(plan, allowances=(search, *plan.allowances[1:]))
     monkeypatch.setattr(Subject, "plan", lambda _: weak)
-    found = failed(lambda folder: accounts.the_plan_costs_what_it_says(subject, folder), tmp_path)
+    found = failed(partial(accounts.the_plan_costs_what_it_says, subject), tmp_path)
     assert found == {"four accountants agree on what the study's plan costs the weights stream"}
 
 
