@@ -303,6 +303,8 @@ def _verify(document: Mapping[str, Any]) -> str:
         f"<pre>{escape(first)}</pre>"
         "<p>With nothing but Python, by one file that can be read in a sitting:</p>"
         f"<pre>{escape(second)}</pre>"
+        "<p>Ledger, statement, this page and an audit together, in the folder where they are:</p>"
+        "<pre>fednas audit verify .</pre>"
         "<p>Keep head and key where the site’s operator cannot reach them: a later copy of the ledger must "
         "still contain this head, under this key.</p></section>"
     )
