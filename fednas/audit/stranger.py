@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from fednas.audit.retrial import audit_rows
 from fednas.audit.sent import Row, Sent, read_sent
-from fednas.errors import FednasError, LedgerError
+from fednas.errors import FednasError
 from fednas.privacy.declaration import code_digest
 from fednas.privacy.verify import LedgerTampered, Verification, verify
 from fednas.statement import (
@@ -101,7 +101,7 @@ def _verified(path: Path, sent: Sent) -> tuple[Row, _Ledger | None]:
             verify(path, expected_signer=mark["signer"])
         if account.proof.head != proof.head:
             raise LedgerTampered("it grew while it was read; verify a copy of it")
-    except (LedgerTampered, LedgerError) as error:
+    except (LedgerTampered, FednasError) as error:
         return Row(what="ledger", subject=sent.name(path), ok=False, words=str(error)), None
     claimed = account.spend.statement().claimed_epsilon
     proved = max(stream["claimed_rdp"] for stream in proof.streams.values())
