@@ -72,8 +72,10 @@ def test_the_correct_system_is_not_accused(tmp_path: Path) -> None:
     [
         {"search": {"strategy": "random"}, "privacy": {"weights": 0.9, "architecture": 0.0}},
         {"search": {"strategy": "tpe", "fixed": {"any": {"activation": "tanh", "depth": 1}}}},
-        {"training": {"sampling_probability": 1.0, "steps_per_round": 1}},
-        {"privacy": {"epsilon": 0.5, "delta": 1e-8}},
+        pytest.param(
+            {"training": {"sampling_probability": 1.0, "steps_per_round": 1}}, marks=pytest.mark.slow
+        ),
+        pytest.param({"privacy": {"epsilon": 0.5, "delta": 1e-8}}, marks=pytest.mark.slow),
     ],
 )
 def test_sites_of_other_studies_are_not_accused(sections: dict[str, Any], tmp_path: Path) -> None:
