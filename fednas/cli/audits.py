@@ -163,14 +163,25 @@ def verify_audit(
     if as_json:
         print_json([{"what": r.what, "subject": r.subject, "ok": r.ok, "words": r.words} for r in rows])
     else:
-        marks = {True: "[green]holds[/]", False: "[red]does not hold[/]", None: "not verifiable"}
+        kinds = list(dict.fromkeys(row.what for row in rows))
         table(
             "what a stranger can verify",
-            ["what", "of", "", "how"],
-            [[escape(r.what), escape(r.subject), marks[r.ok], escape(r.words)] for r in rows],
+            ["what", "hold", "do not hold"],
+            [[escape(kind), *_counted([row.ok for row in rows if row.what == kind])] for kind in kinds],
+            caption="--json tells how each was verified",
         )
+        marks = {False: "[red]does not hold[/]", None: "cannot be verified"}
+        rest = [[escape(r.what), escape(r.subject), marks[r.ok], escape(r.words)] for r in rows if not r.ok]
+        if rest:
+            table("what does not hold, and what nobody could verify", ["what", "of", "", "why"], rest)
     if any(row.ok is False for row in rows):
         raise typer.Exit(1)
+
+
+def _counted(verdicts: "Sequence[bool | None]") -> list[str]:
+    """How many rows hold, and how many do not, as a table shows it."""
+    held, failed = verdicts.count(True), verdicts.count(False)
+    return [str(held) if held else "", f"[red]{failed}[/]" if failed else ""]
 
 
 def chosen_layers(texts: Sequence[str] | None) -> "tuple[Layer, ...]":
@@ -267,6 +278,8 @@ def _show_checks(checks: "Sequence[Check]") -> None:
 
 
 def _show_games(document: "Mapping[str, Any]") -> None:
+    from fednas.statement.elements import round_down
+
     rows = []
     for game in document["games"]:
         for bound in game["bounds"]:
@@ -275,7 +288,7 @@ def _show_games(document: "Mapping[str, Any]") -> None:
                     game["mechanism"],
                     str(len(game["members"])),
                     bound["estimator"],
-                    f"{bound['epsilon']:.2f}",
+                    round_down(bound["epsilon"], 2),
                     f"{game['claim']:.2f}",
                 ]
             )
