@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types contracts pytest proofs mutants format clean
+.PHONY: help install demo audit test check lint types contracts pytest proofs mutants format clean
 
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -29,6 +29,11 @@ demo: install ## Search a private network for five hospitals, verify their ledge
 	rm -rf $(RUN)
 	$(BIN)/python -m simulations run hospitals --epsilon 3 --out $(RUN)
 	$(BIN)/fednas ledger verify $(RUN)
+
+audit: install ## Attack what the demo ran, and state what was found beside its claim (1 minute)
+	$(BIN)/fednas audit run $(RUN)
+	$(BIN)/fednas ledger statement $(RUN)
+	$(BIN)/fednas audit verify $(RUN)
 
 test: check ## All checks and tests; the same as `make check`
 
