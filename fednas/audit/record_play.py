@@ -81,11 +81,11 @@ def check_neighbours(subject: Subject, folder: Path) -> Iterator[Finding]:
     generator = np.random.default_rng([2, subject.seed])
     paths = [stage.space.sample(generator) for _ in range(2)]
     yield from _check_counts(stage, paths)
-    yield from _check_sums(stage, paths)
-    yield from _check_monsters(stage, paths[0])
     yield from _check_streams(stage, paths[0])
-    yield from _check_others(stage, paths[0])
+    yield from _check_sums(stage, paths)
     yield from _check_terms(stage, paths[0])
+    yield from _check_monsters(stage, paths[0])
+    yield from _check_others(stage, paths[0])
     yield from _check_forms(Stage.as_agreed(subject, folder / "noisy"), paths[0])
 
 
@@ -155,30 +155,45 @@ def _check_sums(stage: Stage, paths: list[Architecture]) -> Iterator[Check]:
 
 
 def _check_counts(stage: Stage, paths: list[Architecture]) -> Iterator[Check]:
-    """Fitness: every class in turn, so that some network is right about some record."""
+    """Fitness: every class in turn, so that each network is right about one of the records."""
     candidates = [*paths, stage.space.smallest()]
-    right = np.zeros(len(candidates))
+    right = np.zeros((stage.space.num_classes, len(candidates)))
     for label, many in enumerate((33, 0, *[1] * (stage.space.num_classes - 2))):
         base = stage.records({"weights": 3, "architecture": 3, "fitness": many})
         trio = _trio(stage, "evaluate", base, stage.record("usual", "fitness", label), candidates)
-        where = f"one more of class {label}, {trio.where}"
-        yield _answers(where, trio.without, trio.with_it, trio.alone)
+        yield from _check_count(trio, f"one more of class {label}")
         if not trio.answered:
             return
-        own = trio.alone.sums["correct"]
-        moved = trio.with_it.sums["correct"] - trio.without.sums["correct"]
-        right = right + own
-        yield _check(
-            "a record moves a count by itself: by nothing, or by one",
-            bool(np.isin(own, (0.0, 1.0)).all() and np.array_equal(moved, own)),
-            f"alone {own.tolist()}, among others {moved.tolist()}: {where}",
-        )
-        yield _unseen(where, trio.without, trio.with_it)
+        right[label] = trio.alone.sums["correct"]
     yield _check(
         "a candidate is right about a record for one of all classes",
-        bool(np.all(right == 1.0)),
-        f"{stage.space.num_classes} classes, right for {right.tolist()}",
+        bool(np.all(right.sum(axis=0) == 1.0)),
+        f"{stage.space.num_classes} classes, right for {right.sum(axis=0).tolist()}",
     )
+    # Where the first candidate is right about all, one that it is wrong about may not lower its count.
+    known = int(right[:, 0].argmax())
+    x, _, name = stage.record("usual", "fitness")
+    names = stage.names["fitness"][:33]
+    base = np.repeat(x[None], len(names), axis=0), np.full(len(names), known), names
+    for label in (known, (known + 1) % stage.space.num_classes):
+        trio = _trio(stage, "evaluate", base, (x, label, name), candidates)
+        yield from _check_count(trio, f"one more of class {label} among such of class {known}")
+
+
+def _check_count(trio: _Trio, where: str) -> Iterator[Check]:
+    """That a record moves counts by itself; the first check alone if a site refused."""
+    where = f"{where}, {trio.where}"
+    yield _answers(where, trio.without, trio.with_it, trio.alone)
+    if not trio.answered:
+        return
+    own = trio.alone.sums["correct"]
+    moved = trio.with_it.sums["correct"] - trio.without.sums["correct"]
+    yield _check(
+        "a record moves a count by itself: by nothing, or by one",
+        bool(np.isin(own, (0.0, 1.0)).all() and np.array_equal(moved, own)),
+        f"alone {own.tolist()}, among others {moved.tolist()}: {where}",
+    )
+    yield _unseen(where, trio.without, trio.with_it)
 
 
 def _check_monsters(stage: Stage, path: Architecture) -> Iterator[Check]:
@@ -235,12 +250,23 @@ def _check_streams(stage: Stage, path: Architecture) -> Iterator[Check]:
 
 
 def _check_others(stage: Stage, path: Architecture) -> Iterator[Check]:
-    """The same records in another order, under other names, without names, in other chunks; and one twice."""
+    """One of the records twice; all in another order, under other names, without names, in other chunks."""
     many = 2 * ROWS + 3
     base = stage.records(dict.fromkeys(STREAMS, many))
     order = np.random.default_rng([3, stage.subject.seed]).permutation(len(base[1]))
     others = [name for stream in STREAMS for name in stage.names[stream][many : 2 * many]]
     nameless = base[0], base[1], [b""] * len(order)
+    for kind, stream, name in (_READS[0], _READS[1]):
+        place = STREAMS.index(stream) * many
+        twice = base[0][place], int(base[1][place]), base[2][place]
+        trio = _trio(stage, kind, base, twice, [path])
+        yield _answers(f"{kind}: a record that is there twice", trio.without, trio.with_it, trio.alone)
+        if trio.answered:
+            yield _check(
+                "a record that is there twice counts twice: none decides whether another is kept",
+                trio.off(name) <= trio.rounding(name),
+                f"off by {trio.off(name):.1e} clip norms",
+            )
     for kind in stage.kinds:
         for data in (base, nameless):
             turned = data[0][order], data[1][order], [data[2][i] for i in order]
@@ -263,17 +289,6 @@ def _check_others(stage: Stage, path: Architecture) -> Iterator[Check]:
             stage.play(kind, base, [path], micro_batch=5 * ROWS),
             rounding=1e-4,  # other kernels
         )
-    for kind, stream, name in (_READS[0], _READS[1]):
-        place = STREAMS.index(stream) * many
-        twice = base[0][place], int(base[1][place]), base[2][place]
-        trio = _trio(stage, kind, base, twice, [path])
-        yield _answers(f"{kind}: a record that is there twice", trio.without, trio.with_it, trio.alone)
-        if trio.answered:
-            yield _check(
-                "a record that is there twice counts twice: none decides whether another is kept",
-                trio.off(name) <= trio.rounding(name),
-                f"off by {trio.off(name):.1e} clip norms",
-            )
 
 
 def _check_terms(stage: Stage, path: Architecture) -> Iterator[Check]:
