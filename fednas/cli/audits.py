@@ -211,6 +211,8 @@ def report_audit(
     from fednas.audit.report import compose, write
     from fednas.audit.verdict import too_few
 
+    if out is not None and not out.absolute().parent.is_dir():
+        raise ConfigurationError(f"there is no folder for {out}; give another file after --out")
     checks, games = _conducted(subject, layers, shown=not as_json)
     outcomes = _outcomes(None, shown=not as_json) if mutants else []
     document = compose(subject, checks, games, mutants=_matrix(outcomes) if mutants else None)
