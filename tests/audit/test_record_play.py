@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from fednas.audit.findings import Check
 from fednas.audit.neighbours import Stage, bound, inserted
 from fednas.audit.record_play import check_neighbours
 from fednas.audit.subject import Subject, reference
-from fednas.config import DataSchema, SearchSection
+from fednas.config import DataSchema, SearchSection, StudyConfig, validated
 from fednas.privacy.grid import GRID_STEP, GridSum
 from fednas.supernet import Supernet
 from simulations.scenarios import SCENARIOS
@@ -47,7 +48,14 @@ def study_in(space: str, shape: tuple[int, ...]) -> Subject:
     return Subject(study=study.model_copy(update={"search": search, "data": data}))
 
 
-@pytest.mark.parametrize("subject", [reference(), study_in("conv", (1, 8, 8)), study_in("conv1d", (2, 16))])
+@pytest.mark.parametrize(
+    "subject",
+    [
+        reference(),
+        study_in("conv1d", (2, 16)),
+        pytest.param(study_in("conv", (1, 8, 8)), marks=pytest.mark.slow),
+    ],
+)
 def test_nothing_is_said_against_the_real_code(subject: Subject, tmp_path: Path) -> None:
     found = list(check_neighbours(subject, tmp_path))
     assert all(isinstance(check, Check) and check.layer == "L1" for check in found)
@@ -60,6 +68,38 @@ def test_nothing_is_said_against_the_real_code(subject: Subject, tmp_path: Path)
 @pytest.mark.parametrize("seed", range(5))
 def test_nothing_is_said_against_the_studies_of_the_scenarios(name: str, seed: int, tmp_path: Path) -> None:
     subject = Subject(study=SCENARIOS[name]().study, seed=seed)
+    found = [check for check in check_neighbours(subject, tmp_path) if isinstance(check, Check)]
+    assert [check for check in found if not check.holds] == []
+
+
+ODD: dict[str, dict[str, dict[str, Any]]] = {
+    "a tiny clip norm": {"training": {"clip_norm": 1e-9, "architecture_clip_norm": 1e-9}},
+    "a huge clip norm": {"training": {"clip_norm": 1e5, "architecture_clip_norm": 1e5}},
+    "a large delta": {"privacy": {"delta": 0.04}},
+    "one round of all": {
+        "schedule": {"search_rounds": 1, "final_rounds": 1, "generations": 1, "candidates": 1},
+        "training": {"steps_per_round": 1, "momentum": 0.9, "micro_batch": 1, "sampling_probability": 1.0},
+    },
+    "weights alone": {
+        "search": {
+            "strategy": "evolution",
+            "fixed": {"large": {"activation": "relu", "depth": 1, "layers.0.width": 16}},
+        },
+        "privacy": {"weights": 1.0, "architecture": 0.0, "fitness": 0.0},
+    },
+    "many classes": {"data": {"class_names": tuple("abcdefghijklmnopqrst"), "input_shape": (40,)}},
+    "one feature": {"data": {"class_names": ("a", "b"), "input_shape": (1,)}},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("tiers", [1, 3])
+def test_nothing_is_said_against_odd_studies(name: str, tiers: int, tmp_path: Path) -> None:
+    values = reference().study.model_dump()
+    for section, changes in ODD[name].items():
+        values[section] |= changes
+    subject = Subject(study=validated(StudyConfig, values, "odd"), num_tiers=tiers)
     found = [check for check in check_neighbours(subject, tmp_path) if isinstance(check, Check)]
     assert [check for check in found if not check.holds] == []
 
