@@ -11,7 +11,7 @@ clipped gradient moves the weights by a thousand times and more of their own siz
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Self, final
 
@@ -234,7 +234,7 @@ class Stage:
             shutil.rmtree(folder)
         arrays = {name: np.asarray(array) for name, array in sorted(answer.arrays.items())}
         forms = [(n, a.shape, a.dtype, np.isfinite(a).tobytes()) for n, a in arrays.items()]
-        facts = [replace(f, head="0" * 64) for f in (before, after)]
+        facts = [asdict(f) | {"head": ""} for f in (before, after)]
         seen = (forms, facts, answer.entries, answer.operation_id, written)
         rate = section.learning_rate
         return Play(sums={n: self._sum(kind, n, a, rate) for n, a in arrays.items()}, seen=seen)

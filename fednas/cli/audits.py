@@ -57,6 +57,8 @@ def run_audit(
 ) -> None:
     """Audit a run or a study in four layers; exit code 1 if anything is accused.
 
+    TARGET is a run directory, or a study.toml.
+
     No record of any site is touched: rehearsed sites hold made-up ones and run the same code over the same
     wire. L0 also reads the ledgers of a run's sites, where they are. The next `fednas ledger statement` of
     the run repeats what was found.
@@ -151,6 +153,8 @@ def verify_audit(
     as_json: Json = False,
 ) -> None:
     """Verify all that a stranger can without any private data; exit code 1 if something does not hold.
+
+    PATHS are ledgers, statements, audits, folders of them, or run directories.
 
     Ledgers are recomputed, statements and their pages are made again and compared byte by byte, the bounds of
     an audit are computed again from the scores that it recorded.
