@@ -25,6 +25,8 @@ from typing import IO, Any, NoReturn, cast
 
 from fednas.audit.mutation import Edit, accusation, examine, infect
 
+_ENDS = (signal.SIGTERM, signal.SIGINT)
+
 
 def hang_words(limit_s: float) -> str:
     """What is said of a child that did not end."""
@@ -54,7 +56,10 @@ def _serve(request: Mapping[str, Any], answers: IO[str]) -> None:
     importlib.import_module("fednas.audit.rehearsal")
     gc.collect()
     gc.freeze()  # no child touches, and so copies, what all share
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    # Heard while this process waits: in between, it or a child just born would not know what to end.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
+    for number in _ENDS:
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     jobs, limit_s = request["jobs"], request["limit_s"]
     running: dict[int, _Child] = {}
     born = 0
@@ -62,11 +67,16 @@ def _serve(request: Mapping[str, Any], answers: IO[str]) -> None:
         try:
             while born < len(jobs) or running:
                 while born < len(jobs) and len(running) < request["workers"]:
-                    end = _bear(born, jobs[born], Path(request["folder"]) / str(born), limit_s, running)
+                    end = _bear(
+                        born, jobs[born], Path(request["folder"]) / str(born), limit_s, running, answers
+                    )
                     selector.register(end, selectors.EVENT_READ)
                     born += 1
                 oldest = min(child.start for child in running.values())
-                for key, _ in selector.select(max(0.0, oldest + limit_s - time.monotonic())):
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDS)
+                ready = selector.select(max(0.0, oldest + limit_s - time.monotonic()))
+                signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
+                for key, _ in ready:
                     child = running[key.fd]
                     data = os.read(key.fd, 1 << 16)
                     child.said += data
@@ -85,7 +95,12 @@ def _serve(request: Mapping[str, Any], answers: IO[str]) -> None:
 
 
 def _bear(
-    index: int, job: Mapping[str, Any], folder: Path, limit_s: float, running: dict[int, _Child]
+    index: int,
+    job: Mapping[str, Any],
+    folder: Path,
+    limit_s: float,
+    running: dict[int, _Child],
+    answers: IO[str],
 ) -> int:
     """Fork a child, and return the end of its pipe."""
     folder.mkdir()
@@ -94,11 +109,13 @@ def _bear(
     pid = os.fork()
     if pid == 0:
         try:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.setsid()  # a group of its own: what it starts ends with it
+            for number in _ENDS:
+                signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDS)
             signal.setitimer(signal.ITIMER_REAL, limit_s + 5.0)  # should nobody be left to end it
-            os.close(end)
-            for other in running:
+            # Whoever listens hears at once that the parent is gone.
+            for other in (end, answers.fileno(), *running):
                 os.close(other)
             _live(job, folder, pipe)
         finally:
@@ -123,10 +140,11 @@ def _bury(child: _Child, fd: int, overdue_s: float | None, answers: IO[str]) -> 
     print(json.dumps(end), file=answers, flush=True)
 
 
-def kill(group: int) -> None:
-    """End all processes of a group, if there still are any."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, signal.SIGKILL)
+def kill(leader: int) -> None:
+    """End a process that nobody has waited for yet, and the group that it leads, or is about to."""
+    for end in (os.killpg, os.kill):
+        with suppress(ProcessLookupError, PermissionError):
+            end(leader, signal.SIGKILL)
 
 
 def _live(job: Mapping[str, Any], folder: Path, pipe: int) -> NoReturn:
@@ -196,9 +214,17 @@ def _main() -> None:
     request = cast(Mapping[str, Any], json.load(sys.stdin))
     if "job" in request:
         _live(request["job"], Path(request["folder"]), answers.fileno())
-    _serve(request, answers)
-    answers.flush()
-    os._exit(0)
+    status = 1
+    try:
+        _serve(request, answers)
+        status = 0
+    except SystemExit as error:
+        status = int(str(error))
+    except BaseException:  # noqa: BLE001  this process's border: its parent sees the status
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)  # libraries take seconds to say goodbye
 
 
 if __name__ == "__main__":

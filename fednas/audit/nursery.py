@@ -226,7 +226,8 @@ def _forked(
             while left:
                 line = process.stdout.readline()
                 if not line:
-                    raise RuntimeError(f"the process that forks died with {left} of {len(jobs)} left")
+                    ended = exit_words(process.wait())
+                    raise RuntimeError(f"the process that forks {ended}, with {left} of {len(jobs)} left")
                 end = json.loads(line)
                 left -= 1
                 yield end["index"], end
