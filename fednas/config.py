@@ -14,6 +14,7 @@ from fednas.errors import ConfigurationError
 from fednas.privacy.allowance import STREAMS
 from fednas.privacy.budget import PrivacyBudget
 from fednas.privacy.declaration import Declaration
+from fednas.space import SearchSpace, create
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -308,3 +309,12 @@ def _explain(error: ValidationError) -> str:
         text = text.removeprefix(": ")
     others = len(problems) - 1
     return " ".join(text.split()) + (f" (and {others} more)" if others else "")
+
+
+def space_of(study: StudyConfig) -> SearchSpace:
+    """The search space of a study; PyTorch is imported only now.
+
+    Raises:
+        ConfigurationError: the space is unknown, or the schema does not suit it.
+    """
+    return create(study.search.space, study.data.input_shape, study.data.num_classes)

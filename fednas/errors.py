@@ -25,6 +25,10 @@ class MissingExtraError(FednasError):
     """An optional dependency is not installed."""
 
 
+class AuditError(FednasError):
+    """An audit could not be carried out: that is no finding."""
+
+
 class ExchangeError(FednasError):
     """Too few sites answered, or what they sent is malformed."""
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from fednas.aggregation import NoisyCount, combine_counts, update_weight
-from fednas.config import StudyConfig
+from fednas.config import StudyConfig, space_of
 from fednas.errors import ConfigurationError
 from fednas.privacy.plan import PrivacyPlan
 from fednas.schedule import agenda, candidates_per_tier
@@ -157,7 +157,7 @@ def default_study(space: str, input_shape: tuple[int, ...], num_classes: int) ->
 
 def network_sizes(study: StudyConfig) -> NetworkSizes:
     """Sizes of a study's fixed networks, or of those of its space, where the median of a draw is typical."""
-    space = create(study.search.space, study.data.input_shape, study.data.num_classes)
+    space = space_of(study)
     if study.search.fixed is not None:
         sizes = [
             _num_parameters(space, Architecture.of(space.name, choices))
@@ -181,7 +181,7 @@ def expected_upload(study: StudyConfig, num_tiers: int, sizes: NetworkSizes) -> 
     kinds = Counter(step.kind for step in agenda(study))
     alphas = 0
     if study.search.strategy == "differentiable" and study.search.fixed is None:
-        space = create(study.search.space, study.data.input_shape, study.data.num_classes)
+        space = space_of(study)
         alphas = 8 * Policy(space).size
     extremes = (sizes.smallest, sizes.largest)
     update = tuple(4 * size + OVERHEAD_BYTES for size in extremes)

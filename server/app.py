@@ -8,9 +8,9 @@ from pathlib import Path
 from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from fednas.config import StudyConfig
+from fednas.config import StudyConfig, space_of
 from fednas.errors import ConfigurationError, LedgerRolledBackError, RunDirectoryError
-from fednas.space import create
+from fednas.privacy.marks import Mark
 from fednas.wire import PROTOCOL, Refusal, decode_facts
 from server.agreement import Agreement, agree, recall
 from server.checkpoint import RunDirectory
@@ -18,7 +18,7 @@ from server.cohort import Cohort, Member
 from server.coordinator import Coordinator
 from server.correspondence import Correspondence, report_rollback
 from server.exchange import exchange
-from server.marks import Mark, Marks, check_shown
+from server.marks import Marks, check_shown
 from server.report import Completed, write_results
 
 app = ServerApp()
@@ -64,7 +64,7 @@ def conduct(grid: Grid, path: Path, *, resume: bool, marks_file: Path | None = N
     """
     directory = RunDirectory(path)
     study = directory.study
-    space = create(study.search.space, study.data.input_shape, study.data.num_classes)
+    space = space_of(study)
     begun = (path / "checkpoints").exists()
     if begun and not resume:
         raise RunDirectoryError(f"{path} holds a run that has begun; resume it or choose another folder")

@@ -10,10 +10,11 @@ from flwr.serverapp import Grid
 
 from fednas.config import FederationSection
 from fednas.errors import BudgetExceededError, ExchangeError, LedgerRolledBackError
+from fednas.privacy.marks import Mark
 from fednas.wire import Answer, Refusal, Task, check_answer, check_signature, decode, encode_task
 from server.cohort import Member
 from server.exchange import exchange
-from server.marks import Mark, Marks, check_answered
+from server.marks import Marks, check_answered
 
 _log = logging.getLogger("fednas.server")
 

@@ -4,48 +4,13 @@ import fcntl
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final, Self, final
+from typing import final
 
 from fednas.errors import LedgerRolledBackError, RunDirectoryError
-from fednas.privacy.numbers import is_digest
+from fednas.privacy.marks import FORMAT, Mark, parse_marks
 from server.checkpoint import read_json, write_json
-
-FORMAT: Final = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mark:
-    """A state that a ledger was in.
-
-    Args:
-        signer: the ledger's public key, 64 hexadecimal digits.
-        entries: how many entries it had, at least 1.
-        head: digest of the last of them.
-
-    Raises:
-        ValueError: a part is of another form.
-    """
-
-    signer: str
-    entries: int
-    head: str
-
-    def __post_init__(self) -> None:
-        if not is_digest(self.signer, self.head) or type(self.entries) is not int or self.entries < 1:
-            raise ValueError("expected a signer and a head of 64 hexadecimal digits and entries >= 1")
-
-    @classmethod
-    def parse(cls, value: object) -> Self:
-        """The mark that a JSON object holds.
-
-        Raises:
-            ValueError: it is of another form.
-        """
-        if not isinstance(value, dict) or set(value) != {"signer", "entries", "head"}:
-            raise ValueError("expected an object with signer, entries and head")
-        return cls(**value)
 
 
 def check_shown(mark: Mark | None, shown: Mark) -> None:
@@ -160,12 +125,10 @@ class Marks:
     def _read(self) -> dict[str, Mark]:
         if not self._path.exists():
             return {}
-        value: dict[str, Any] = read_json(self._path)
+        value = read_json(self._path)
         try:
-            if value["format"] != FORMAT or set(value) != {"format", "datasets"}:
-                raise ValueError("another format")
-            return {name: Mark.parse(mark) for name, mark in value["datasets"].items()}
-        except (KeyError, ValueError, AttributeError) as error:
+            return parse_marks(value)
+        except ValueError as error:
             raise RunDirectoryError(
                 f"{self._path} does not hold high-water marks of format {FORMAT}; restore it: without it an "
                 "older copy of a ledger is not noticed"

@@ -18,10 +18,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from fednas.config import StudyConfig, validated
+from fednas.config import StudyConfig, space_of, validated
 from fednas.errors import ConfigurationError, InfeasibleDeviceError
 from fednas.evaluation import public_accuracy
-from fednas.space import Architecture, create
+from fednas.space import Architecture
 from server.checkpoint import create_run
 from server.cohort import Costs
 from simulations.loopback import InProcessGrid, node_configs
@@ -252,7 +252,7 @@ def _study(scenario: Scenario, data: ScenarioData, job: Job) -> StudyConfig:
 
 def _random_choices(study: StudyConfig, data: ScenarioData, job: Job) -> Mapping[str, Mapping[str, Any]]:
     """One uniformly drawn architecture for each tier, among those that fit all its devices."""
-    space = create(study.search.space, study.data.input_shape, study.data.num_classes)
+    space = space_of(study)
     costs = Costs(space, micro_batch=study.training.micro_batch)
     chosen = {}
     for index, tier in enumerate(sorted({site.device.tier for site in data.sites})):

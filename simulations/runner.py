@@ -17,7 +17,7 @@ import torch
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid
 
-from fednas.config import StudyConfig, load_site, load_sites
+from fednas.config import StudyConfig, load_site, load_sites, space_of
 from fednas.errors import ConfigurationError, FednasError, LedgerError, RunDirectoryError
 from fednas.evaluation import public_accuracy
 from fednas.export import require_exporters, run_onnx
@@ -26,7 +26,7 @@ from fednas.privacy.ledger import read_statement
 from fednas.privacy.spend_statement import SpendStatement
 from fednas.privacy.verify import LedgerTampered, verify
 from fednas.site.datasets import load as load_records
-from fednas.space import Architecture, create
+from fednas.space import Architecture
 from fednas.supernet import Supernet
 from fednas.wire import SiteFacts
 from server.checkpoint import RunDirectory, create_run, read_json
@@ -176,7 +176,7 @@ def check(data: ScenarioData, study: StudyConfig, caps: Mapping[str, PrivacyBudg
     Raises:
         FednasError: a device that nothing fits, a delta that is too large, too few sites.
     """
-    space = create(study.search.space, study.data.input_shape, study.data.num_classes)
+    space = space_of(study)
     members = [
         Member(
             node=index,
@@ -221,8 +221,7 @@ def oracle(path: Path) -> dict[str, Any]:
     and `onnx_relative` the same as a share of the largest logit, which is what float32 can be held to.
     """
     directory = RunDirectory(path)
-    data = directory.study.data
-    space = create(directory.study.search.space, data.input_shape, data.num_classes)
+    space = space_of(directory.study)
     supernet = Supernet.load(space, path / "supernet.safetensors")
     with np.load(path / "public_test.npz") as file:
         x, y = file["x"], file["y"]

@@ -10,9 +10,10 @@ from typing import Final
 import numpy as np
 
 from fednas.audit.drills import Probe, ask, check, finals, open_ledger, plan_of, refusal
+from fednas.audit.estimators.gaussian import epsilon_of
 from fednas.audit.findings import Check
 from fednas.audit.ledger_files import read_entries
-from fednas.audit.recount import disagreements, gaussian_epsilon, recount, replaced_epsilon, sampled_epsilon
+from fednas.audit.recount import disagreements, recount, replaced_epsilon, sampled_epsilon
 from fednas.audit.subject import Subject
 from fednas.errors import PrivacyError
 from fednas.privacy import verify
@@ -67,7 +68,7 @@ def accountants_are_exact(folder: Path) -> Iterator[Check]:
         )
     wrong, last = [], 0.0
     for releases in (1, 7, 40):
-        exact = gaussian_epsilon(4.0 / releases**0.5, 1e-5)
+        exact = epsilon_of(releases**0.5 / 4.0, 1e-5)
         tight = epsilon_pld([Gaussian(noise_multiplier=4.0, releases=releases)], 1e-5)
         sampled = PoissonGaussian(sampling_probability=0.2, noise_multiplier=1.5, steps=releases)
         spent = epsilon_pld([sampled], 1e-5, value_discretization_interval=_COARSE)

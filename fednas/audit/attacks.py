@@ -22,7 +22,7 @@ from typing import Any, ClassVar, final
 import numpy as np
 from numpy.typing import NDArray
 
-from fednas.audit.chosen import flat_weights, part_of, space_of
+from fednas.audit.chosen import flat_weights, part_of, size_for
 from fednas.audit.rehearsal import Records, Rehearsal
 from fednas.audit.subject import Subject
 from fednas.config import (
@@ -32,6 +32,7 @@ from fednas.config import (
     SearchSection,
     StudyConfig,
     TrainingSection,
+    space_of,
 )
 from fednas.privacy.budget import PrivacyBudget
 from fednas.privacy.plan import PrivacyPlan
@@ -123,7 +124,7 @@ class WeightsAttack:
     @property
     def declared_size(self) -> int:
         """See `Attack.declared_size`."""
-        return max(1, min(self.subject.canaries, int(0.5 / self.budget.delta)))
+        return size_for(self.subject.canaries, self.budget.delta)
 
     @property
     def records(self) -> Records:

@@ -1,4 +1,4 @@
-"""Weights that a server chooses, and the parts of what comes back: it is free to send any numbers."""
+"""What an attacker chooses, weights and a site's declared size, and the parts of what comes back."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fednas.config import StudyConfig
+from fednas.config import StudyConfig, space_of
 from fednas.errors import ConfigurationError
-from fednas.space import Architecture, SearchSpace, create
+from fednas.space import Architecture
 from fednas.supernet.slices import trunk_parameters
 
 
-def space_of(study: StudyConfig) -> SearchSpace:
-    """The search space of a study."""
-    return create(study.search.space, study.data.input_shape, study.data.num_classes)
+def size_for(wanted: int, delta: float) -> int:
+    """A declared size, at least 1 and at most `wanted`, that a delta allows: a site refuses 1 / delta."""
+    return max(1, min(wanted, int(0.5 / delta)))
 
 
 def flat_weights(study: StudyConfig, path: Architecture, values: Mapping[str, Any]) -> NDArray[np.float32]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from fednas.audit.findings import LAYERS, Check, Finding, Game, Layer
+from fednas.audit.findings import LAYERS, Finding, Game, Layer
 from fednas.audit.layers import ATTACKS
 from fednas.audit.scratch import scratch
 from fednas.audit.subject import Subject
@@ -32,9 +32,3 @@ def conduct(subject: Subject, layers: Iterable[Layer] = LAYERS) -> Iterator[tupl
                 yield layer, finding
                 if isinstance(finding, Game):
                     yield from ((layer, check) for check in checks(finding))
-
-
-def parted(findings: Iterable[tuple[Layer, Finding]]) -> tuple[tuple[Check, ...], tuple[Game, ...]]:
-    """The checks and the games among what `conduct` found."""
-    found = [finding for _, finding in findings]
-    return tuple(f for f in found if isinstance(f, Check)), tuple(f for f in found if isinstance(f, Game))

@@ -13,13 +13,15 @@ from fednas.audit.conversations import sites_answer, sites_refuse
 from fednas.audit.drills import DRILLS, check
 from fednas.audit.findings import Check, Finding
 from fednas.audit.recount import Mechanism, disagreements, recount
-from fednas.audit.run_files import Seen, ServerFiles, SiteLedger, State, read_ledgers, read_server
+from fednas.audit.run_files import Seen, ServerFiles, SiteLedger, read_ledgers, read_server
 from fednas.audit.subject import Subject
 from fednas.errors import FednasError
 from fednas.privacy import verify
 from fednas.privacy.ledger import Operation
+from fednas.privacy.marks import Mark
 from fednas.schedule import StepKind, agenda, release_schedule
 from fednas.space.cost import cost_of
+from fednas.wire import SiteFacts
 
 _ASKED: Final[Mapping[StepKind, str]] = {
     "search": "train",
@@ -175,8 +177,7 @@ def _met(files: ServerFiles, ledgers: Mapping[str, SiteLedger]) -> list[str]:
         if site not in files.facts:
             continue  # of a dataset that took no part
         facts, plan = files.facts[site], files.plans[site]
-        state = State(entries=facts.entries, head=facts.head, signer=facts.signer)
-        problem = _lost(ledger, state)
+        problem = _lost(ledger, facts)
         if facts.dataset != ledger.proof.dataset:
             problem = f"it is the ledger of {ledger.proof.dataset}"
         opened = [e.body["id"] for e in ledger.entries if e.kind == "PLAN" and e.body["run"] == files.run]
@@ -187,7 +188,7 @@ def _met(files: ServerFiles, ledgers: Mapping[str, SiteLedger]) -> list[str]:
     return problems
 
 
-def _lost(ledger: SiteLedger, state: State) -> str:
+def _lost(ledger: SiteLedger, state: Mark | SiteFacts) -> str:
     """Why a ledger has never been in a state, or nothing."""
     if state.entries < 1 or state.signer != ledger.proof.signer:
         return "its ledger is signed by another key than the server saw"

@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fednas.audit.chosen import size_for
 from fednas.audit.drills import check, plan_of, refusal
 from fednas.audit.findings import Check
 from fednas.audit.ledger_files import Body, edit, read_entries, spoil_reply
@@ -120,7 +121,7 @@ def _rehearsed(subject: Subject, folder: Path, plan: PrivacyPlan) -> Iterator[_T
     architectures = tuple(dict.fromkeys(drawn))[:_CANDIDATES]
     lengths = [len(flatten(space.build(architecture))) for architecture in architectures]
     weights = tuple(generator.normal(0.0, 0.1, length).astype(np.float32) for length in lengths)
-    size = max(1, min(_SIZE, int(1.0 / plan.budget.delta)))
+    size = size_for(_SIZE, plan.budget.delta)
     with Rehearsal(folder, study=study, plan=plan, declared_size=size) as rehearsal:
         records: dict[str, Records] = {}
         for stream, share in plan.proportions:

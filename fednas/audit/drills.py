@@ -12,9 +12,9 @@ from typing import Any, Final, final
 
 import numpy as np
 
+from fednas.audit.estimators.gaussian import epsilon_of
 from fednas.audit.findings import Check
 from fednas.audit.ledger_files import durability, read_entries, write_lock_is_held
-from fednas.audit.recount import gaussian_epsilon
 from fednas.errors import FednasError, PrivacyError
 from fednas.privacy.allowance import READS, Allowance
 from fednas.privacy.budget import PrivacyBudget
@@ -207,7 +207,7 @@ def runs_add_up(folder: Path) -> Iterator[Check]:
         yield check(
             "a new run or process sees what earlier ones spent",
             refused is not None and unpaid is not None and probe.runs == 0,
-            f"two runs of epsilon {gaussian_epsilon(1.8, CAP.delta):.2f} each under a cap of 3",
+            f"two runs of epsilon {epsilon_of(1.0 / 1.8, CAP.delta):.2f} each under a cap of 3",
         )
 
 
@@ -220,7 +220,7 @@ def bounds_hold(folder: Path) -> Iterator[Check]:
         yield check(
             "a plan beyond the owner's cap is refused, whatever the plan says of itself",
             refused is not None and not read_entries(path, "PLAN"),
-            f"a plan of epsilon {gaussian_epsilon(1.0, CAP.delta):.2f} under a cap of 3",
+            f"a plan of epsilon {epsilon_of(1.0, CAP.delta):.2f} under a cap of 3",
         )
         ledger.open_plan("run", COUNTS)
         ask(ledger, 1, Probe(), {"fitness": 5})

@@ -18,7 +18,7 @@ from typing import Any, Final, Self, final
 import numpy as np
 from numpy.typing import NDArray
 
-from fednas.audit.chosen import flat_weights
+from fednas.audit.chosen import flat_weights, size_for
 from fednas.audit.quiet_site import usual
 from fednas.audit.rehearsal import Rehearsal
 from fednas.audit.subject import Subject
@@ -28,7 +28,7 @@ from fednas.privacy.allowance import STREAMS
 from fednas.privacy.budget import PrivacyBudget
 from fednas.privacy.grid import GRID_STEP, sensitivity
 from fednas.privacy.plan import PrivacyPlan
-from fednas.privacy.store import Entry, LedgerStore
+from fednas.privacy.store import read_entries
 from fednas.schedule import plan_for
 from fednas.search import Policy
 from fednas.space import Architecture
@@ -93,7 +93,7 @@ class Stage:
     def __init__(self, subject: Subject, folder: Path, study: StudyConfig, plan: PrivacyPlan) -> None:
         self.subject, self.study, self.plan, self.space = subject, study, plan, subject.space
         self._folder, self._count = folder, 0
-        self._size = max(1, min(_SIZE, int(0.5 / study.privacy.delta)))
+        self._size = size_for(_SIZE, study.privacy.delta)
         self._supernet = Supernet.initialise(self.space, seed=subject.seed)
         self._alphas = np.random.default_rng([5, subject.seed]).standard_normal(Policy(self.space).size)
         self._known: dict[tuple[object, ...], Play] = {}
@@ -274,8 +274,6 @@ def inserted(data: Data, record: Record) -> Data:
 
 def _written(folder: Path) -> list[tuple[str, object]]:
     """A ledger's entries without what hangs on the reply that they name."""
-    entries: list[Entry] = []
-    with LedgerStore(folder / "ledger.sqlite", read_only=True) as store:
-        store.replay(entries.append)
+    entries = read_entries(folder / "ledger.sqlite")
     private = {"reply", "signature"}
     return [(e.kind, {k: v for k, v in e.body.items() if k not in private}) for e in entries]

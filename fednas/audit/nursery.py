@@ -21,6 +21,7 @@ from typing import IO, Any, Final, final
 from fednas.audit.children import exit_words, hang_words, kill
 from fednas.audit.mutation import Edit, Mutant
 from fednas.audit.scratch import scratch
+from fednas.errors import AuditError
 
 LIMIT_S: Final = 120.0
 """A layer that has found nothing by then hangs; the slowest takes a tenth of it."""
@@ -119,7 +120,7 @@ def run_mutants(
         the correct code, or checks nothing there, kills nothing.
 
     Raises:
-        RuntimeError: the process that forks them died.
+        AuditError: the process that forks them died.
     """
     jobs = [_Job.of(mutant) for mutant in mutants]
     if controls:
@@ -154,7 +155,7 @@ def run_controls(
         fork: likewise.
 
     Raises:
-        RuntimeError: the process that forks them died.
+        AuditError: the process that forks them died.
     """
     return _run(_controls(layers), workers=workers, limit_s=limit_s, errors=errors, fork=fork)
 
@@ -227,7 +228,10 @@ def _forked(
                 line = process.stdout.readline()
                 if not line:
                     ended = exit_words(process.wait())
-                    raise RuntimeError(f"the process that forks {ended}, with {left} of {len(jobs)} left")
+                    raise AuditError(
+                        f"the process that forks {ended}, with {left} of {len(jobs)} mutants left; run "
+                        "those again, with --name"
+                    )
                 end = json.loads(line)
                 left -= 1
                 yield end["index"], end

@@ -9,11 +9,11 @@ from typing import Final, Self, final
 import numpy as np
 from numpy.typing import NDArray
 
-from fednas.audit.chosen import flat_weights, part_of, space_of
+from fednas.audit.chosen import flat_weights, part_of
 from fednas.audit.quiet_site import usual
 from fednas.audit.rehearsal import Records, Rehearsal
 from fednas.audit.subject import Subject
-from fednas.config import DataSchema, PrivacySection, SearchSection, StudyConfig, TrainingSection
+from fednas.config import DataSchema, PrivacySection, SearchSection, StudyConfig, TrainingSection, space_of
 from fednas.privacy.budget import PrivacyBudget
 from fednas.privacy.plan import PrivacyPlan, ReleaseSchedule
 from fednas.search import Policy

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fednas.audit.chosen import flat_weights, space_of
+from fednas.audit.chosen import flat_weights, size_for
 from fednas.audit.rehearsal import Records, Rehearsal
 from fednas.audit.subject import Subject
 from fednas.config import (
@@ -22,6 +22,7 @@ from fednas.config import (
     StudyConfig,
     TrainingSection,
     dump_study,
+    space_of,
 )
 from fednas.errors import ExchangeError
 from fednas.privacy.plan import PrivacyPlan, ReleaseSchedule
@@ -124,7 +125,7 @@ class NoiseStudy:
 
     def declared_size(self, wanted: int) -> int:
         """A size that the study's delta allows."""
-        return max(1, min(wanted, int(0.5 / self.study.privacy.delta)))
+        return size_for(wanted, self.study.privacy.delta)
 
     @cached_property
     def path(self) -> Architecture:

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeAlias
 from scipy.optimize import brentq
 from scipy.special import log_ndtr, ndtr
 
+from fednas.audit.estimators.gaussian import epsilon_of
 from fednas.privacy import verify
 
 Mechanism: TypeAlias = tuple[float, float]
@@ -78,21 +79,6 @@ def read_event(event: Mapping[str, Any]) -> tuple[Mechanism, int]:
     q = 1.0 if event["kind"] == "gaussian" else float(event["sampling_probability"])
     amount = event["releases" if event["kind"] == "gaussian" else "steps"]
     return (q, float(event["noise_multiplier"])), int(amount)
-
-
-def gaussian_epsilon(sigma: float, delta: float) -> float:
-    """The exact epsilon of one Gaussian release (Balle and Wang 2018, arXiv 1805.06530).
-
-    Args:
-        sigma: standard deviation over sensitivity; of n releases together, sigma / sqrt(n).
-        delta: 0 < delta < 1.
-    """
-
-    def excess(epsilon: float) -> float:
-        upper = math.exp(log_ndtr(0.5 / sigma - epsilon * sigma))
-        return upper - math.exp(epsilon + log_ndtr(-0.5 / sigma - epsilon * sigma))
-
-    return _least(excess, delta)
 
 
 def sampled_delta(q: float, sigma: float, epsilon: float) -> tuple[float, float]:
@@ -189,7 +175,7 @@ def disagreements(claim: float, spent: Spent, delta: float) -> tuple[list[str], 
     if not claim <= rdp * (1 + 1e-12):
         wrong.append("more than the proved bound")
     whole, sampled = _whole(spent), [(m, n) for m, n in spent.items() if m[0] < 1.0]
-    least = 0.0 if whole == math.inf else gaussian_epsilon(whole, delta)
+    least = 0.0 if whole == math.inf else epsilon_of(1.0 / whole, delta)
     for (q, sigma), _ in sampled:
         least = max(least, sampled_epsilon(q, sigma, delta))
     words.append(f"exact for a part {least:.4f}")

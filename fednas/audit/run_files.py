@@ -11,9 +11,11 @@ from fednas.config import StudyConfig, load_sites
 from fednas.devices import DeviceProfile
 from fednas.errors import FednasError, RunDirectoryError
 from fednas.privacy.ledger import Operation, read_statement
+from fednas.privacy.marks import Mark, parse_marks
+from fednas.privacy.numbers import is_digest
 from fednas.privacy.plan import PrivacyPlan
 from fednas.privacy.spend_statement import SpendStatement
-from fednas.privacy.store import Entry, LedgerStore
+from fednas.privacy.store import Entry, read_entries
 from fednas.privacy.verify import LedgerTampered, Verification, verify
 from fednas.schedule import Step, agenda
 from fednas.space import Architecture
@@ -51,15 +53,6 @@ class Seen:
     candidates: tuple[Architecture, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class State:
-    """A state in which the server saw a ledger: its number of entries, its last digest and its key."""
-
-    entries: int
-    head: str
-    signer: str
-
-
 @dataclass(kw_only=True)
 class ServerFiles:
     """What the server wrote down; what cannot be read is a problem and otherwise left out.
@@ -81,7 +74,7 @@ class ServerFiles:
     plans: Mapping[str, PrivacyPlan] = field(default_factory=dict)
     claims: dict[str, float] = field(default_factory=dict)
     seen: list[Seen] = field(default_factory=list)
-    marks: Mapping[str, State] | None = None
+    marks: Mapping[str, Mark] | None = None
     problems: list[str] = field(default_factory=list)
 
 
@@ -140,7 +133,7 @@ def read_server(folder: Path, study: StudyConfig) -> ServerFiles:
         files.num_tiers, files.plans, files.facts = agreed
     place = Path(manifest[1]) if manifest[1] else folder / "marks.json"
     if begun or place.exists():
-        files.marks = _take(files, place, _marks, None)
+        files.marks = _take(files, place, parse_marks, None)
     _read_rounds(files, folder, study)
     for path in (folder / "result.json", *sorted(folder.glob("tiers/*/privacy.json"))):
         if path.exists():
@@ -205,10 +198,13 @@ def read_ledgers(folder: Path, files: ServerFiles) -> Ledgers:
 
 
 def _ledger(path: Path) -> SiteLedger:
-    proof, entries = verify(path), list[Entry]()
-    with LedgerStore(path, read_only=True) as store:
-        store.replay(entries.append)
-    return SiteLedger(site="", path=path, proof=proof, statement=read_statement(path), entries=tuple(entries))
+    return SiteLedger(
+        site="",
+        path=path,
+        proof=verify(path),
+        entries=read_entries(path),
+        statement=read_statement(path),
+    )
 
 
 def _take(files: ServerFiles, path: Path, parse: Callable[[dict[str, Any]], _T], default: _T) -> _T:
@@ -254,17 +250,6 @@ def _agreement(value: dict[str, Any]) -> tuple[int, dict[str, PrivacyPlan], dict
     return number, {name: plans[site["plan"]] for name, site in value["sites"].items()}, facts
 
 
-def _marks(value: dict[str, Any]) -> dict[str, State]:
-    return {name: _state(mark, mark["signer"]) for name, mark in value["datasets"].items()}
-
-
-def _state(value: Mapping[str, Any], signer: Any) -> State:
-    entries, head = value["entries"], value["head"]
-    if type(entries) is not int or entries < 1 or not isinstance(head, str) or not isinstance(signer, str):
-        raise ValueError("it holds no state of a ledger")
-    return State(entries=entries, head=head, signer=signer)
-
-
 def _round(value: dict[str, Any], steps: Mapping[int, Step]) -> tuple[int, list[Seen]]:
     number = value["round"]
     if type(number) is not int or number not in steps or steps[number].kind != value["kind"]:
@@ -274,14 +259,10 @@ def _round(value: dict[str, Any], steps: Mapping[int, Step]) -> tuple[int, list[
     seen = []
     for site, outcome in value["sites"].items():
         if outcome["outcome"] == "ok":
-            state = _state(outcome, "")
+            entries, head = outcome["entries"], outcome["head"]
+            if type(entries) is not int or entries < 1 or not is_digest(head):
+                raise ValueError("it holds no state of a ledger")
             seen.append(
-                Seen(
-                    step=steps[number],
-                    site=site,
-                    entries=state.entries,
-                    head=state.head,
-                    candidates=candidates,
-                )
+                Seen(step=steps[number], site=site, entries=entries, head=head, candidates=candidates)
             )
     return number, seen

@@ -2,13 +2,13 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from fednas.errors import ConfigurationError, RunDirectoryError
-from fednas.privacy.numbers import is_digest
+from fednas.privacy.marks import Mark, parse_marks
 from fednas.statement.audit import decode_audit
 from fednas.statement.overview import TITLE
 
@@ -48,7 +48,7 @@ class Sent:
         overviews: (file, content) of pages over several statements.
         audits: (file, document).
         studies: (file, content) of `study.toml` files.
-        marks: by dataset, `entries`, `head` and `signer` of each state that a server saw.
+        marks: by dataset, each state that a server saw.
         problems: (file, why it is not what it should be).
         folders: that were given.
     """
@@ -59,7 +59,7 @@ class Sent:
     overviews: list[tuple[Path, bytes]] = field(default_factory=list)
     audits: list[tuple[Path, dict[str, Any]]] = field(default_factory=list)
     studies: list[tuple[Path, bytes]] = field(default_factory=list)
-    marks: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)
+    marks: dict[str, list[Mark]] = field(default_factory=dict)
     problems: list[tuple[Path, str]] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
 
@@ -156,15 +156,11 @@ def _is_misnamed(file: Path, sent: Sent) -> bool:
     return file.name.endswith(_NAMES)
 
 
-def _take_marks(value: Mapping[str, Any], sent: Sent) -> bool:
-    marks = value["datasets"]
-    if value["format"] != 1 or not isinstance(marks, dict):
+def _take_marks(value: object, sent: Sent) -> bool:
+    try:
+        marks = parse_marks(value)
+    except ValueError:
         return False
-    for mark in marks.values():
-        if not isinstance(mark, dict) or not is_digest(mark.get("head"), mark.get("signer")):
-            return False
-        if type(mark.get("entries")) is not int or mark["entries"] < 1:
-            return False
     for dataset, mark in marks.items():
         sent.marks.setdefault(dataset, []).append(mark)
     return True

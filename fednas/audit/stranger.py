@@ -13,7 +13,7 @@ from fednas.audit.retrial import audit_rows
 from fednas.audit.sent import Row, Sent, read_sent
 from fednas.errors import FednasError
 from fednas.privacy.declaration import code_digest
-from fednas.privacy.verify import LedgerTampered, Verification, verify
+from fednas.privacy.verify import LedgerTampered, Verification
 from fednas.statement import (
     Account,
     Site,
@@ -91,16 +91,16 @@ def verify_everything(paths: Sequence[Path]) -> Iterator[Row]:
 def _verified(path: Path, sent: Sent) -> tuple[Row, _Ledger | None]:
     """A ledger recomputed from its own events, and held against every mark of its dataset."""
     try:
-        proof, account = verify(path), read_account(path)
+        account = read_account(path)
+        proof = account.proof
         marks = sent.marks.get(proof.dataset, [])
         for mark in marks:
-            if mark["entries"] > proof.entries:
-                raise LedgerTampered(f"it was cut back: a server saw {mark['entries']} entries")
-            if account.digests[mark["entries"] - 1] != mark["head"]:
-                raise LedgerTampered(f"a server saw another entry {mark['entries']}: it was replaced")
-            verify(path, expected_signer=mark["signer"])
-        if account.proof.head != proof.head:
-            raise LedgerTampered("it grew while it was read; verify a copy of it")
+            if mark.entries > proof.entries:
+                raise LedgerTampered(f"it was cut back: a server saw {mark.entries} entries")
+            if account.digests[mark.entries - 1] != mark.head:
+                raise LedgerTampered(f"a server saw another entry {mark.entries}: it was replaced")
+            if mark.signer != proof.signer:
+                raise LedgerTampered("a server saw it signed under another key")
     except (LedgerTampered, FednasError) as error:
         return Row(what="ledger", subject=sent.name(path), ok=False, words=str(error)), None
     claimed = account.spend.statement().claimed_epsilon
@@ -109,7 +109,7 @@ def _verified(path: Path, sent: Sent) -> tuple[Row, _Ledger | None]:
     words = (
         f"{proof.entries} entries, each charge and epsilon recomputed: {claimed:.4f} at delta "
         f"{proof.delta:g} (proved {proved:.4f}), cap {proof.cap_epsilon:g}"
-        + (f"; goes on from entry {marks[0]['entries']} that a server saw" if marks else "")
+        + (f"; goes on from entry {marks[0].entries} that a server saw" if marks else "")
         + ("; written by other code than is installed here" if others else "")
         + ("; SEEDED: NOTHING IS PROTECTED" if proof.seeded else "")
     )

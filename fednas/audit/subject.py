@@ -13,12 +13,13 @@ from fednas.config import (
     StudyConfig,
     TrainingSection,
     load_study,
+    space_of,
 )
 from fednas.errors import ConfigurationError, RunDirectoryError
 from fednas.privacy.budget import PrivacyBudget
 from fednas.privacy.plan import PrivacyPlan
 from fednas.schedule import plan_for
-from fednas.space import SearchSpace, create
+from fednas.space import SearchSpace
 
 LARGEST_CLAIM = 3.0
 """An audit claims no more by default: the one-run bound cannot exceed about ln(m / 3) for m canaries."""
@@ -93,7 +94,7 @@ class Subject:
     @property
     def space(self) -> SearchSpace:
         """The study's search space."""
-        return create(self.study.search.space, self.study.data.input_shape, self.study.data.num_classes)
+        return space_of(self.study)
 
     @property
     def budget(self) -> PrivacyBudget:

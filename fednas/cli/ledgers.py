@@ -15,7 +15,9 @@ from fednas.errors import ConfigurationError, LedgerError, RunDirectoryError
 from fednas.privacy.numbers import is_digest
 
 if TYPE_CHECKING:
+    from fednas.privacy.marks import Mark
     from fednas.privacy.spend_statement import SpendStatement
+    from fednas.privacy.verify import Verification
 
 group = typer.Typer(help="Show, verify and state what a site's ledger proves.", no_args_is_help=True)
 
@@ -230,7 +232,7 @@ def write_verifier(
 
 
 def _verified(
-    path: Path, head: str | None, signer: str | None, marks: Mapping[str, Mapping[str, Any]] | None
+    path: Path, head: str | None, signer: str | None, marks: "Mapping[str, Mark] | None"
 ) -> dict[str, Any]:
     """What the verifier finds in one file, held against all that somebody else kept of it."""
     from fednas.privacy.ledger import read_statement
@@ -240,7 +242,7 @@ def _verified(
     try:
         found = verify(path, expected_head=head, expected_signer=signer)
         if marks is not None:
-            row["mark"] = _hold(path, found.dataset, found.entries, marks)
+            row["mark"] = _hold(path, found, marks)
         statement = read_statement(path)
         if statement.head != found.head:
             raise LedgerTampered(f"{path} grew while it was read; verify it again, or a copy of it")
@@ -259,43 +261,39 @@ def _verified(
     )
 
 
-def _hold(path: Path, dataset: str, entries: int, marks: Mapping[str, Mapping[str, Any]]) -> int:
+def _hold(path: Path, found: "Verification", marks: "Mapping[str, Mark]") -> int:
     """Hold a file against the mark of its dataset: the number of entries that the server saw."""
     from fednas.privacy.verify import LedgerTampered, verify
 
-    mark = marks.get(dataset)
+    mark = marks.get(found.dataset)
     if mark is None:
-        raise LedgerTampered(f"the marks know no dataset {dataset!r}: the server never saw this ledger")
-    if entries < mark["entries"]:
+        raise LedgerTampered(f"the marks know no dataset {found.dataset!r}: the server never saw this ledger")
+    if found.entries < mark.entries:
         raise LedgerTampered(
-            f"{path} has {entries} entries, the server has seen {mark['entries']}: it was cut back"
+            f"{path} has {found.entries} entries, the server has seen {mark.entries}: it was cut back"
         )
-    verify(path, expected_head=mark["head"], expected_signer=mark["signer"])
-    return int(mark["entries"])
+    verify(path, expected_head=mark.head, expected_signer=mark.signer)
+    return mark.entries
 
 
-def _read_marks(path: Path) -> dict[str, dict[str, Any]]:
+def _read_marks(path: Path) -> "dict[str, Mark]":
     """The server's marks by dataset.
 
     Raises:
         ConfigurationError: it is no such file.
     """
+    from fednas.privacy.marks import FORMAT, parse_marks
+
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        marks: dict[str, dict[str, Any]] = value["datasets"]
-        malformed = value["format"] != 1 or not all(
-            is_digest(mark["signer"], mark["head"]) and type(mark["entries"]) is int and mark["entries"] > 0
-            for mark in marks.values()
-        )
+        return parse_marks(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise ConfigurationError(
             f"cannot read {path}: {error.strerror}; give a server's marks.json"
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        malformed = True
-    if malformed:
-        raise ConfigurationError(f"{path} is not a server's marks.json of format 1; give the file of a run")
-    return marks
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(
+            f"{path} is not a server's marks.json of format {FORMAT}; give the file of a run"
+        ) from error
 
 
 def _verified_row(row: Mapping[str, Any], *, marked: bool) -> list[str]:

@@ -21,9 +21,9 @@ def export_networks(
 
     RUN is the directory of a finished run.
     """
-    from fednas.config import load_study
+    from fednas.config import load_study, space_of
     from fednas.export import export
-    from fednas.space import Architecture, create
+    from fednas.space import Architecture
     from fednas.supernet import Supernet
 
     try:
@@ -36,7 +36,7 @@ def export_networks(
     if tier is not None and tier not in chosen:
         raise ConfigurationError(f"the run has no tier {tier!r}; choose one of {', '.join(chosen)}")
     config = load_study(run / "study.toml")
-    space = create(config.search.space, config.data.input_shape, config.data.num_classes)
+    space = space_of(config)
     supernet = Supernet.load(space, run / "supernet.safetensors")
     written = {}
     for name, choices in chosen.items():

@@ -280,6 +280,21 @@ class LedgerStore:
         self.close()
 
 
+def read_entries(path: Path) -> tuple[Entry, ...]:
+    """All entries of a ledger file, which is not written to; their chain holds, no signature is verified.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        LedgerError: it is missing or foreign, or its chain is broken.
+    """
+    entries: list[Entry] = []
+    with LedgerStore(path, read_only=True) as store:
+        store.replay(entries.append)
+    return tuple(entries)
+
+
 def _open_read_only(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
     """Open a ledger as it is: nothing is created, and a closed file on a read-only disk can be read."""
     uri = path.resolve().as_uri() + "?mode=ro"

@@ -8,7 +8,7 @@ from typing import Self, final
 import numpy as np
 from numpy.typing import NDArray
 
-from fednas.config import SiteConfig, StudyConfig, load_site, parse_study
+from fednas.config import SiteConfig, StudyConfig, load_site, parse_study, space_of
 from fednas.errors import ConfigurationError, InfeasibleDeviceError, LedgerRolledBackError
 from fednas.evaluation import noised_counts
 from fednas.privacy.ledger import Arrays, Permit, PrivacyLedger, Released
@@ -16,7 +16,7 @@ from fednas.privacy.plan import PrivacyPlan
 from fednas.privacy.streams import StreamedRecords, assign
 from fednas.search.policy import Policy
 from fednas.site import datasets
-from fednas.space import Architecture, SearchSpace, create
+from fednas.space import Architecture, SearchSpace
 from fednas.space.cost import cost_of
 from fednas.space.layers import Network, gates
 from fednas.supernet import load
@@ -96,7 +96,7 @@ class Site:
             )
         study = _study(task.study)
         plan = _plan(task.plan)
-        space = _space(study)
+        space = space_of(study)
         _check_form(task)
         networks = [self._network(task, index, space, study) for index in range(len(task.architectures))]
         charges, work = self._mechanism(task, networks, study, plan)
@@ -118,7 +118,7 @@ class Site:
         return network
 
     def _misfit(self, architecture: Architecture, study: StudyConfig) -> str:
-        cost = cost_of(_space(study), architecture, micro_batch=study.training.micro_batch)
+        cost = cost_of(space_of(study), architecture, micro_batch=study.training.micro_batch)
         return "" if self._config.device.fits(cost) else self._config.device.explain(cost)
 
     def _mechanism(
@@ -160,7 +160,7 @@ class Site:
         self, task: Task, study: StudyConfig, plan: PrivacyPlan
     ) -> Callable[[StreamedRecords, Permit], NDArray[np.float64]]:
         """The work of one architecture gradient, for alphas that were found good."""
-        space = _space(study)
+        space = space_of(study)
         architecture = task.architectures[0]
         network = space.build(architecture, gated=True)
         load(network, task.arrays["weights.0"])
@@ -226,7 +226,3 @@ def _study(text: str) -> StudyConfig:
 @lru_cache(maxsize=8)
 def _plan(text: str) -> PrivacyPlan:
     return PrivacyPlan.from_json(text)
-
-
-def _space(study: StudyConfig) -> SearchSpace:
-    return create(study.search.space, study.data.input_shape, study.data.num_classes)

@@ -1,7 +1,7 @@
 """What a ledger file says, read once: its sums, its plans, its counts, and how its spend grew."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -10,7 +10,7 @@ from fednas.errors import LedgerError
 from fednas.privacy.accounting import epsilon_at_order, epsilon_pld
 from fednas.privacy.plan import STREAMS, PrivacyPlan
 from fednas.privacy.spend import Spend
-from fednas.privacy.store import Entry, LedgerStore
+from fednas.privacy.store import Entry, read_entries
 from fednas.privacy.verify import LedgerTampered, Verification, verify
 
 _POINTS: Final = 24  # of the curve of the spend
@@ -76,9 +76,7 @@ def read_account(path: Path) -> Account:
         proof = verify(path)
     except LedgerTampered as error:
         raise LedgerError(f"no statement without an intact ledger: {error}") from error
-    entries: list[Entry] = []
-    with LedgerStore(path, read_only=True) as store:
-        store.replay(entries.append)
+    entries = read_entries(path)
     if not entries or entries[-1].digest != proof.head:
         raise LedgerError(f"{path} grew while it was read; try again, or state a copy of it")
     spend, history = Spend(), []
@@ -100,7 +98,7 @@ def read_account(path: Path) -> Account:
     )
 
 
-def _marks(charges: list[int], entries: list[Entry]) -> set[int]:
+def _marks(charges: Sequence[int], entries: Sequence[Entry]) -> set[int]:
     """The entries after which the spend is looked at: fewer where many mechanisms make it slow."""
     mechanisms = {
         (allowance["event"].get("sampling_probability"), allowance["event"].get("noise_multiplier"))
@@ -143,7 +141,7 @@ def _plans(spend: Spend) -> tuple[PlanUse, ...]:
     )
 
 
-def _software(entries: list[Entry]) -> tuple[tuple[str, Mapping[str, str]], ...]:
+def _software(entries: Sequence[Entry]) -> tuple[tuple[str, Mapping[str, str]], ...]:
     """What DECLARE entries name, as words: the verifier does not look at them, so they may be anything."""
     found: list[tuple[str, Mapping[str, str]]] = []
     for entry in entries:

@@ -15,6 +15,7 @@ import pytest
 
 from fednas.audit import accounts, conversations, drills, recount
 from fednas.audit.conformance import check_conformance
+from fednas.audit.estimators import gaussian
 from fednas.audit.findings import Check
 from fednas.audit.ledger_files import (
     altering,
@@ -256,7 +257,7 @@ def test_the_delta_of_a_sampled_release_is_the_integral_in_both_directions(
     ("sigma", "delta", "epsilon"), [(4 / math.sqrt(50), 1e-5, 8.5957), (1.0, 1e-5, 4.3772), (1e6, 1e-5, 0.0)]
 )
 def test_the_epsilon_of_a_gaussian_is_the_published_one(sigma: float, delta: float, epsilon: float) -> None:
-    assert recount.gaussian_epsilon(sigma, delta) == pytest.approx(epsilon, abs=1e-3)
+    assert gaussian.epsilon_of(1.0 / sigma, delta) == pytest.approx(epsilon, abs=1e-3)
 
 
 SPENT = {(0.1, 1.5): 200}
@@ -288,9 +289,9 @@ def test_an_epsilon_that_is_not_what_was_spent_is_found(share: float, rules: set
         (0.0, {(0.1, 1.0): 0}, True),
         (math.inf, {(1.0, 0.0): 1, (0.1, 1.0): 2}, True),
         (3.0, {(1.0, 0.0): 1, (0.1, 1.0): 2}, False),
-        (recount.gaussian_epsilon(2.0, 1e-5), {(1.0, 4.0): 4}, True),
-        (1.01 * recount.gaussian_epsilon(2.0, 1e-5), {(1.0, 4.0): 4}, False),
-        (0.999 * recount.gaussian_epsilon(2.0, 1e-5), {(1.0, 4.0): 4}, False),
+        (gaussian.epsilon_of(0.5, 1e-5), {(1.0, 4.0): 4}, True),
+        (1.01 * gaussian.epsilon_of(0.5, 1e-5), {(1.0, 4.0): 4}, False),
+        (0.999 * gaussian.epsilon_of(0.5, 1e-5), {(1.0, 4.0): 4}, False),
         (recount.sampled_epsilon(0.9, 2.0, 1e-5), {(0.9, 2.0): 1}, True),
         (math.nan, {(0.1, 1.0): 2}, False),
     ],

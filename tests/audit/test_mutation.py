@@ -15,7 +15,7 @@ import fednas.privacy.grid
 from fednas.audit import nursery
 from fednas.audit.mutation import Edit, Mutant, Rewriter, load_mutants
 from fednas.audit.nursery import Outcome, _Job, _run, run_mutants
-from fednas.errors import ConfigurationError
+from fednas.errors import AuditError, ConfigurationError
 
 CHECK = "__import__('fednas.audit.findings', fromlist=['Check']).Check"
 GRID = "__import__('fednas.privacy.grid', fromlist=['GRID_STEP']).GRID_STEP"
@@ -207,7 +207,7 @@ def test_a_parent_that_is_ended_takes_its_children_along_and_says_so(place: Path
         (written,) = place.rglob("pids")
         parent, child = map(int, written.read_text().split())
         os.kill(parent, signal.SIGTERM)
-        with pytest.raises(RuntimeError, match=r"ended with code 143 .*, with 1 of 2 left"):
+        with pytest.raises(AuditError, match=r"ended with code 143 .*, with 1 of 2 mutants left"):
             next(outcomes)
     finally:
         outcomes.close()

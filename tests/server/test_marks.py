@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fednas.errors import LedgerRolledBackError, RunDirectoryError
+from fednas.privacy.marks import Mark
 from server import checkpoint
-from server.marks import Mark, Marks, check_answered, check_shown
+from server.marks import Marks, check_answered, check_shown
 from tests.server.stubs import digest
 
 KEY, OTHER_KEY = "a" * 64, "b" * 64

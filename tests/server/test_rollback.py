@@ -11,10 +11,11 @@ from flwr.app import RecordDict
 
 from fednas.config import StudyConfig
 from fednas.errors import ExchangeError, LedgerRolledBackError, RunDirectoryError
+from fednas.privacy.marks import Mark
 from fednas.privacy.signing import Signer
 from fednas.supernet import Supernet
 from fednas.wire import Refusal, Task
-from server.marks import Mark, Marks
+from server.marks import Marks
 from tests.server.stubs import (
     ENTRIES,
     Killed,

@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fednas.config import load_site
+from fednas.config import load_site, space_of
 from fednas.errors import ConfigurationError, DatasetError, MissingExtraError
 from fednas.privacy.budget import PrivacyBudget
 from fednas.site import datasets
-from fednas.space import create
 from fednas.space.cost import measure
 from simulations import packaged
 from simulations.scenario import MINIMUM_SITE, Scenario, ScenarioData, SiteData, prepare, refusal
@@ -90,7 +89,7 @@ def test_the_description_states_the_unit_of_privacy(name: str) -> None:
 def test_three_tiers_exclude_different_parts_of_the_space(name: str) -> None:
     scenario, data = loaded(name)
     study = scenario.study
-    space = create(study.search.space, study.data.input_shape, study.data.num_classes)
+    space = space_of(study)
     generator = np.random.default_rng(0)
     candidates = [space.smallest(), space.largest(), *(space.sample(generator) for _ in range(40))]
     costs = [
