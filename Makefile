@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
+DEPLOYED ?= runs/deployed
 
 # No part of the project talks to the network while it runs.
 export FLWR_TELEMETRY_ENABLED = 0
@@ -13,10 +14,10 @@ export RAY_USAGE_STATS_ENABLED = 0
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo audit test check lint types contracts pytest proofs mutants format clean
+.PHONY: help install demo audit deploy-local test check lint types contracts pytest proofs mutants format clean
 
 help: ## Show this help
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 install: $(VENV)/.installed ## Make .venv with exactly the versions of constraints.txt
 
@@ -34,6 +35,13 @@ audit: install ## Attack what the demo ran, and state what was found beside its 
 	$(BIN)/fednas audit run $(RUN)
 	$(BIN)/fednas ledger statement $(RUN)
 	$(BIN)/fednas audit verify $(RUN)
+
+deploy-local: install ## The same on SuperLink and SuperNodes over TLS, three processes with keys of their own (3 minutes)
+	rm -rf $(DEPLOYED)
+	$(BIN)/python -m simulations run hospitals --sites 3 --rounds 4 --test-noise --out $(DEPLOYED)/here
+	$(BIN)/python -m simulations run hospitals --sites 3 --rounds 4 --test-noise --runtime deployment --out $(DEPLOYED)/deployed
+	cmp $(DEPLOYED)/here/supernet.safetensors $(DEPLOYED)/deployed/supernet.safetensors
+	$(BIN)/fednas ledger verify $(DEPLOYED)/deployed
 
 test: check ## All checks and tests; the same as `make check`
 

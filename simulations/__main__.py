@@ -75,8 +75,13 @@ def run_scenario(
             "less than the study's epsilon gets a plan with more noise. Default: the epsilon.",
         ),
     ] = None,
-    runtime: Annotated[str, typer.Option(help="loopback, workers (processes) or ray.")] = "loopback",
+    runtime: Annotated[
+        str, typer.Option(help="loopback, workers (processes), ray, or deployment (SuperNodes over TLS).")
+    ] = "loopback",
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
+    sites: Annotated[
+        int | None, typer.Option(min=1, help="Only the first so many sites of the scenario. Default: all.")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out, with what it began with.")
     ] = False,
@@ -93,14 +98,15 @@ def run_scenario(
     from server.checkpoint import RunDirectory
     from simulations import console, runner
 
-    if runtime not in ("loopback", "workers", "ray"):
-        raise ConfigurationError(f"unknown runtime {runtime!r}; choose loopback, workers or ray")
+    if runtime not in ("loopback", "workers", "ray", "deployment"):
+        raise ConfigurationError(f"unknown runtime {runtime!r}; choose loopback, workers, ray or deployment")
     if name not in SCENARIOS:
         raise ConfigurationError(f"unknown scenario {name!r}; choose one of {', '.join(SCENARIOS)}")
     everyone, caps = parse_caps(cap or [])
     options = runner.Options(
         runtime=runtime,  # type: ignore[arg-type]
         workers=workers,
+        sites=sites,
         state=state,
         cap=everyone,
         caps=caps,

@@ -6,7 +6,7 @@ import subprocess
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -34,7 +34,9 @@ from server.cohort import Cohort, Member
 from server.report import PACKAGES
 from simulations.scenario import Scenario, ScenarioData, prepare
 
-Runtime = Literal["loopback", "workers", "ray"]
+Runtime = Literal["loopback", "workers", "ray", "deployment"]
+
+_APP_DIR = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,9 @@ class Options:
     """How to run a study in simulation.
 
     Args:
-        runtime: `loopback` (this process), `workers` (processes here), or `ray` (through `flwr run`).
+        runtime: `loopback` (this process), `workers` (processes here), `ray` (through `flwr run`), or
+            `deployment` (a SuperLink and a SuperNode a site, over TLS).
+        sites: only so many of the scenario's sites, the first of them; None takes all.
         workers: number of worker processes.
         state: folder of the sites' ledgers and of the server's marks, kept across runs; None keeps them in
             the run directory.
@@ -52,6 +56,7 @@ class Options:
     """
 
     runtime: Runtime = "loopback"
+    sites: int | None = None
     workers: int = 2
     state: Path | None = None
     cap: float | None = None
@@ -80,6 +85,8 @@ def start(scenario: Scenario, study: StudyConfig, path: Path, options: Options) 
             f"{path} is there and not empty; pass --resume to continue a run, or choose another folder"
         )
     data = scenario.load()
+    if options.sites is not None:
+        data = replace(data, sites=data.sites[: options.sites])
     cap, caps = _caps(study, data, options)
     check(data, study, {site.name: caps.get(site.name, cap) for site in data.sites})
     existed = path.exists()
@@ -272,7 +279,12 @@ def _execute(path: Path, options: Options, *, resume: bool) -> dict[str, Any]:
         if options.runtime == "ray":
             from simulations.flower import run_on_ray
 
-            run_on_ray(Path(__file__).resolve().parent.parent, run_config, num_sites, home=path / "flower")
+            run_on_ray(_APP_DIR, run_config, num_sites, home=path / "flower")
+        elif options.runtime == "deployment":
+            from simulations.deployment import run_deployed
+
+            files = [path / "sites" / f"site-{number}" / "site.toml" for number in range(num_sites)]
+            run_deployed(_APP_DIR, run_config, files, home=path / "deployment")
         else:
             _run_here(run_config, num_sites, options)
         if not (path / "result.json").exists():

@@ -1,0 +1,122 @@
+"""What operators and sites start programs by: secrets, files that are whole, systemd units."""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from fednas.errors import ConfigurationError
+
+_RESTART_S: Final = 15  # a SuperNode that was killed may come back after its lease of 60 s
+_QUIET: Final[Mapping[str, str]] = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def write_secret(path: Path, content: bytes) -> None:
+    """Write a new file that only its owner reads, from its first byte on.
+
+    Raises:
+        FileExistsError: it is there; a secret is never overwritten.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that anybody may read, so that it is there whole or as it was."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_bytes(content)
+    draft.chmod(0o644)
+    draft.replace(path)
+
+
+def program(name: str) -> str:
+    """The absolute path of a program that was installed beside this library."""
+    return str(Path(sys.executable).parent / name)
+
+
+def check_port(port: int, option: str = "--port") -> None:
+    """Check a port.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    if not 1 <= port <= 65535:
+        raise ConfigurationError(f"expected a port from 1 to 65535 after {option}, got {port}")
+
+
+def unit(
+    description: str,
+    command: Sequence[str],
+    *,
+    user: str,
+    folders: Sequence[Path],
+    after: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> str:
+    """A systemd unit that keeps a program running, and lets it write nowhere but in its folders.
+
+    Args:
+        description: for people.
+        command: the name of a program of this environment, and its arguments.
+        user: under whom it runs.
+        folders: which it may write, absolute.
+        after: other units that it follows.
+        environment: more variables.
+
+    Raises:
+        ConfigurationError: a path holds a line break, which no unit can.
+    """
+    variables = dict(_QUIET) | dict(environment or {})
+    lines = [
+        "[Unit]",
+        f"Description={description}",
+        # Certificates have dates: a clock that is not set yet refuses them all.
+        f"After={' '.join(('network-online.target', 'time-sync.target', *after))}",
+        "Wants=network-online.target",
+        "StartLimitIntervalSec=0",
+        "",
+        "[Service]",
+        "Type=exec",
+        f"User={user}",
+        f"ExecStart={' '.join(_argument(part) for part in (program(command[0]), *command[1:]))}",
+        *(f"Environment={_quoted(f'{name}={value}')}" for name, value in variables.items()),
+        "Restart=always",
+        f"RestartSec={_RESTART_S}",
+        "UMask=0077",
+        "NoNewPrivileges=yes",
+        "PrivateTmp=yes",
+        "PrivateDevices=yes",
+        "ProtectSystem=strict",
+        "ProtectHome=read-only",
+        "ProtectKernelTunables=yes",
+        "ProtectKernelModules=yes",
+        "ProtectControlGroups=yes",
+        "RestrictSUIDSGID=yes",
+        "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6",
+        "LockPersonality=yes",
+        f"ReadWritePaths={' '.join(_quoted(str(folder)) for folder in folders)}",
+        "",
+        "[Install]",
+        "WantedBy=multi-user.target",
+    ]
+    if any("\n" in line or "\r" in line for line in lines):
+        raise ConfigurationError("a path holds a line break; choose another folder")
+    return "\n".join(lines) + "\n"
+
+
+def _argument(text: str) -> str:
+    """A word of a command, in which no variable is put in."""
+    return _quoted(text.replace("$", "$$"))
+
+
+def _quoted(text: str) -> str:
+    """A word of a unit, in quotes, in which no specifier is put in."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return f'"{escaped}"'

@@ -1,0 +1,174 @@
+"""Real Flower processes over TLS: the same network as in process, and a proxy that passes the fleet alone."""
+
+import shutil
+import ssl
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from client.kit import SiteKit
+from fednas.config import load_sites
+from fednas.privacy.ledger import read_statement
+from server.kit import ServerKit
+from simulations import runner
+from simulations.__main__ import adjust
+from simulations.flower_command import FlowerCommand, free_port
+from simulations.scenarios import SCENARIOS
+
+APP_DIR = Path(__file__).resolve().parents[2]
+SITE = """
+name = "edge"
+dataset = "edge"
+data = "data.npz"
+declared_size = 10
+epsilon = 1.0
+ledger = "ledger.sqlite"
+
+[device]
+tier = "edge"
+memory_bytes = 4000000
+training_memory_bytes = 50000000
+upload_bytes = 1000000
+max_latency_ms = 10.0
+macs_per_ms = 100000.0
+overhead_ms = 0.1
+"""
+
+
+def test_three_devices_over_tls_make_what_one_process_makes(tmp_path: Path) -> None:
+    """One study, seeded noise: every weight and every entry of every ledger is the same to the last bit."""
+    for runtime in ("loopback", "deployment"):
+        scenario = SCENARIOS["hospitals"]()
+        study = adjust(scenario.study, rounds=2)
+        options = runner.Options(runtime=runtime, sites=3, test_noise=True)
+        runner.start(scenario, study, tmp_path / runtime, options)
+    here, deployed = tmp_path / "loopback", tmp_path / "deployment"
+    ours, theirs = (load_file(run / "supernet.safetensors") for run in (here, deployed))
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].tobytes() == theirs[name].tobytes() for name in ours)
+    heads = [[read_statement(config.ledger).head for config in load_sites(run)] for run in (here, deployed)]
+    assert heads[0] == heads[1]
+    assert len(set(heads[0])) == 3
+    kits = sorted((deployed / "deployment" / "sites").iterdir())
+    assert len({(kit / "node.key").read_bytes() for kit in kits}) == 3
+    tiers = {config.device.tier for config in load_sites(deployed)}
+    assert len(tiers) > 1
+
+
+# The reverse proxy
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FlowerCommand, ServerKit, Path]]:
+    """A SuperLink behind nginx, which listens at the kit's public port."""
+    nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+    if nginx is None:
+        pytest.skip("nginx is not installed")
+    folder = tmp_path_factory.mktemp("proxy")
+    kit = ServerKit.prepare(folder / "kit", [], port=free_port(), public_port=free_port())
+    paths = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    temporary = "".join(f"{name}_temp_path {folder}/{name};" for name in paths)
+    config = folder / "nginx.conf"
+    config.write_text(
+        f"daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log; events {{}}\n"
+        f"http {{ access_log off; {temporary} include {kit.folder}/nginx.conf; }}\n"
+    )
+    with ExitStack() as stack:
+        scratch = folder / "scratch"
+        scratch.mkdir()
+        flower = FlowerCommand.prepare(
+            APP_DIR,
+            {},
+            home=folder / "flower",
+            scratch=scratch,
+            deadline=time.monotonic() + 120.0,
+            port=kit.port,
+            certificate=kit.authority,
+        )
+        stack.callback(flower.end_all)
+        superlink = stack.enter_context(flower.process(kit.superlink, folder / "superlink.log"))
+        proxy = stack.enter_context(subprocess.Popen([nginx, "-c", str(config)]))
+        stack.callback(proxy.terminate)
+        flower.wait_until_healthy(superlink, folder / "superlink.log")
+        yield flower, kit, folder
+
+
+def status(kit: ServerKit, port: int, path: str) -> int:
+    """What a POST to a path answers; the server's certificate must be the authority's."""
+    context = ssl.create_default_context(cafile=kit.authority)
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+    )
+    request = urllib.request.Request(f"https://localhost:{port}{path}", data=b"", method="POST")
+    try:
+        with opener.open(request, timeout=10.0) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return int(error.code)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/control/list-runs",
+        "/v1/runtime/acquire-task",
+        "/v1/fleet/../control/list-runs",
+        "/v1/control/../fleet/activate-node",
+        "/v1/fleet/%2e%2e/control/list-runs",
+        "/v1/fleet//../../v1/control/list-runs",
+        "//v1/control/list-runs",
+        "/v1/fleet/activate-node?x=/v1/control",
+        "/V1/FLEET/activate-node",
+        "/",
+    ],
+)
+def test_the_proxy_passes_no_path_that_could_start_a_run(
+    served: tuple[FlowerCommand, ServerKit, Path], path: str
+) -> None:
+    _, kit, _ = served
+    assert status(kit, kit.public_port, path) == 404
+
+
+def test_what_the_proxy_leaves_out_is_there_behind_it(served: tuple[FlowerCommand, ServerKit, Path]) -> None:
+    """Otherwise a path that is passed would look like one that is not."""
+    _, kit, _ = served
+    assert status(kit, kit.port, "/v1/control/list-runs") != 404
+    assert status(kit, kit.port, "/v1/runtime/acquire-task") != 404
+    assert status(kit, kit.public_port, "/v1/fleet/activate-node") == status(
+        kit, kit.port, "/v1/fleet/activate-node"
+    )
+    assert status(kit, kit.public_port, "/v1/fleet/activate-node") != 404
+
+
+def test_a_known_device_comes_online_through_the_proxy_and_an_unknown_one_does_not(
+    served: tuple[FlowerCommand, ServerKit, Path],
+) -> None:
+    flower, kit, folder = served
+    site = folder / "site.toml"
+    site.write_text(SITE)
+    address = f"localhost:{kit.public_port}"
+    known, unknown = (
+        SiteKit.prepare(folder / name, site, superlink=address, authority=kit.authority, port=free_port())
+        for name in ("known", "unknown")
+    )
+    flower.register(known.public_key, "known")
+    with ExitStack() as stack:
+        for device in (known, unknown):
+            own = {"FLWR_HOME": str(device.folder / "flower")}
+            log = device.folder / "log"
+            stack.enter_context(flower.process(device.supernode, log, own))
+        end = time.monotonic() + 60.0
+        online: list[str] = []
+        while not online and time.monotonic() < end:
+            nodes = flower.ask(["supernode", "list", "fednas", "--format", "json"]).get("nodes")
+            assert isinstance(nodes, list)
+            online = [str(node["node-id"]) for node in nodes if node["status"] == "online"]
+            time.sleep(0.5)
+    assert len(online) == 1
