@@ -11,6 +11,7 @@ from flwr.clientapp import ClientApp
 from fednas.errors import (
     BudgetExceededError,
     ConfigurationError,
+    ConsentWithdrawnError,
     DatasetError,
     ExchangeError,
     FednasError,
@@ -19,6 +20,7 @@ from fednas.errors import (
     LedgerRolledBackError,
     PrivacyError,
     ReplayMismatchError,
+    SitePausedError,
 )
 from fednas.site import Site, open_site
 from fednas.wire import Refusal, decode_task, encode, encode_facts, encode_refusal
@@ -33,6 +35,8 @@ _CODES: tuple[tuple[type[FednasError], Refusal], ...] = (
     (ReplayMismatchError, Refusal.REPLAY_MISMATCH),
     (LedgerRolledBackError, Refusal.LEDGER_ROLLED_BACK),
     (LedgerError, Refusal.LEDGER_FAILURE),
+    (SitePausedError, Refusal.PAUSED),
+    (ConsentWithdrawnError, Refusal.WITHDRAWN),
     (PrivacyError, Refusal.PRIVACY_REFUSAL),
     (InfeasibleDeviceError, Refusal.DOES_NOT_FIT),
     (ExchangeError, Refusal.MALFORMED),

@@ -53,6 +53,14 @@ class ReplayMismatchError(PrivacyError):
     """An operation was repeated under its old name with another content."""
 
 
+class SitePausedError(PrivacyError):
+    """A site's owner allows no answer for now."""
+
+
+class ConsentWithdrawnError(PrivacyError):
+    """A site's owner allows no answer any more, or none to this study."""
+
+
 class LedgerError(PrivacyError):
     """A ledger file is corrupt, foreign, or cannot be written."""
 

@@ -29,11 +29,19 @@ def write_secret(path: Path, content: bytes) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that anybody may read, so that it is there whole or as it was."""
+    """Write a file that anybody may read, durably: it is there whole or as it was, whatever happens."""
     draft = path.with_name(f".{path.name}.draft")
-    draft.write_bytes(content)
+    with draft.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
     draft.chmod(0o644)
     draft.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def program(name: str) -> str:

@@ -79,6 +79,8 @@ CODES: Final = frozenset(
         "LEDGER_FAILURE",
         "LEDGER_ROLLED_BACK",
         "PRIVACY_REFUSAL",
+        "PAUSED",
+        "WITHDRAWN",
         "SITE_FAILURE",
     }
 )

@@ -115,7 +115,7 @@ class Correspondence:
         """
         site = member.facts.site
         answer = decode(reply.content)
-        if answer is Refusal.BUDGET_EXHAUSTED:
+        if answer in (Refusal.BUDGET_EXHAUSTED, Refusal.WITHDRAWN):
             self._retired[site] = answer.value
         if answer is Refusal.LEDGER_ROLLED_BACK:
             self._suspend(site, "its ledger has never been where it was seen before")

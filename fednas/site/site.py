@@ -16,6 +16,7 @@ from fednas.privacy.plan import PrivacyPlan
 from fednas.privacy.streams import StreamedRecords, assign
 from fednas.search.policy import Policy
 from fednas.site import datasets
+from fednas.site.consent import Consent
 from fednas.space import Architecture, SearchSpace
 from fednas.space.cost import cost_of
 from fednas.space.layers import Network, gates
@@ -58,7 +59,12 @@ class Site:
         return cls(config, ledger)
 
     def facts(self) -> SiteFacts:
-        """The site's public facts, from its configuration and its ledger alone."""
+        """The site's public facts, from its configuration and its ledger alone.
+
+        Raises:
+            SitePausedError, ConsentWithdrawnError: its owner allows no answer.
+        """
+        Consent.of(self._config).check()
         entries, head = self._ledger.position()
         return SiteFacts(
             site=self._config.name,
@@ -87,6 +93,7 @@ class Site:
             ConfigurationError, ExchangeError: a malformed task.
             InfeasibleDeviceError: a path that does not fit this device.
             LedgerRolledBackError: the ledger has never been where the server saw it.
+            SitePausedError, ConsentWithdrawnError: the owner allows no answer, at the beginning or at the end.
             PrivacyError: the ledger refuses.
         """
         if task.mark and not self._ledger.contains(task.mark):
@@ -95,6 +102,7 @@ class Site:
                 "is an older copy, or was begun anew; restore the newest one"
             )
         study = _study(task.study)
+        Consent.of(self._config).check(study.name)
         plan = _plan(task.plan)
         space = space_of(study)
         _check_form(task)
@@ -102,9 +110,12 @@ class Site:
         charges, work = self._mechanism(task, networks, study, plan)
         records = self._open_records(study, plan)
         self._ledger.open_plan(task.run, plan)
-        return self._ledger.release(
+        released = self._ledger.release(
             task.operation(self._config.name), charges=charges, mechanism=lambda permit: work(records, permit)
         )
+        # The work takes a while: what the owner said meanwhile holds for what it made.
+        Consent.of(self._config).check(study.name)
+        return released
 
     def _network(self, task: Task, index: int, space: SearchSpace, study: StudyConfig) -> Network:
         architecture = task.architectures[index]
