@@ -1,13 +1,14 @@
 """What a study and a site declare: validated values that may be printed anywhere."""
 
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
 from fednas.devices import DeviceProfile
 from fednas.errors import ConfigurationError
@@ -20,6 +21,17 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Words = Annotated[str, Field(max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$")]
+_FUNCTION: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+
+
+def _data_source(data: object) -> Path | str:
+    if not isinstance(data, Path | str):
+        raise ValueError("must be a path, or text like package.module:function")
+    return data if isinstance(data, str) and _FUNCTION.fullmatch(data) else Path(data)
+
+
+DataSource = Annotated[Path | str, PlainValidator(_data_source)]
+"""A file or folder, or the text `package.module:function`: a file of such a name is written `./name`."""
 
 
 def _check_epsilon(epsilon: float, non_private: bool) -> None:
@@ -139,6 +151,42 @@ class StudyConfig(_Section):
         return self
 
 
+TABLES: Final = (".csv", ".parquet")
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class ColumnsSection(_Section):
+    """Which columns of a table are what, and public constants for its features.
+
+    A feature becomes (value - offset) / scale. Both are numbers that the owner knows beforehand (a physical
+    range, a published mean), never computed from the site's records: preprocessing is part of the mechanism,
+    and with a mean of all records, one record would move every other. Set them once: they are part of the
+    bytes by which a record without an identifier is known.
+
+    Args:
+        label: the column of classes.
+        id: the column of identifiers; without one, records are known by their canonical bytes.
+        features: columns in the order of the study's shape, row by row; by default all others, in the file's
+            order.
+        offset: one number, or one a feature.
+        scale: one number, or one a feature; positive.
+    """
+
+    label: str = "label"
+    id: str | None = None
+    features: tuple[str, ...] | None = None
+    offset: Finite | tuple[Finite, ...] = 0.0
+    scale: Positive | tuple[Positive, ...] = 1.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [self.label, *([] if self.id is None else [self.id]), *(self.features or ())]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"the column {twice[0]!r:.60} has two uses; give it one")
+        return self
+
+
 class SiteConfig(_Section):
     """One site, as its owner writes it down: `site.toml`.
 
@@ -146,12 +194,15 @@ class SiteConfig(_Section):
     `epsilon` with `delta` is the cap of everything that may ever leave the dataset. With `order` the cap is a
     Rényi filter at that order: later plans may choose their noise by earlier releases; it never changes.
     `controller` and `purpose` are repeated in the site's privacy statement.
+    `data` is an `.npz`, `.csv` or `.parquet` file, a folder of images, or the text `package.module:function`;
+    `columns` says what the columns of a `.csv` or `.parquet` are.
     Relative paths are relative to the folder of the file; `load_site` returns them resolved.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")
     dataset: str = Field(pattern=r"^[a-z0-9][a-z0-9_./-]{0,79}$")
-    data: Path
+    data: DataSource
+    columns: ColumnsSection | None = None
     declared_size: Count
     epsilon: Annotated[float, Field(gt=0.0)]
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
@@ -167,6 +218,9 @@ class SiteConfig(_Section):
     def _check(self) -> Self:
         _check_epsilon(self.epsilon, self.non_private)
         self.cap.check_size(self.declared_size)
+        table = isinstance(self.data, Path) and self.data.suffix.lower() in TABLES
+        if self.columns is not None and not table:
+            raise ValueError("columns describes a table; name a .csv or .parquet file in data, or remove it")
         return self
 
     @property
@@ -230,7 +284,8 @@ def load_site(path: Path) -> SiteConfig:
     """
     config = _parse(SiteConfig, _read(path), path.name)
     folder = path.parent.resolve()
-    return config.model_copy(update={"data": folder / config.data, "ledger": folder / config.ledger})
+    data = config.data if isinstance(config.data, str) else folder / config.data
+    return config.model_copy(update={"data": data, "ledger": folder / config.ledger})
 
 
 def load_sites(run: Path) -> list[SiteConfig]:
@@ -248,9 +303,12 @@ def save_site(config: SiteConfig, path: Path) -> None:
     folder = path.parent.resolve()
     document = config.model_dump(exclude_none=True)
     for name in ("data", "ledger"):
+        if isinstance(document[name], str):  # a function has no folder
+            continue
         target = folder / document[name]
         inside = target.is_relative_to(folder)
-        document[name] = (target.relative_to(folder) if inside else target).as_posix()
+        text = (target.relative_to(folder) if inside else target).as_posix()
+        document[name] = f"./{text}" if _FUNCTION.fullmatch(text) else text
     path.write_text(tomli_w.dumps(document), encoding="utf-8")
 
 

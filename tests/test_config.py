@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fednas.config import (
+    ColumnsSection,
     DataSchema,
     PrivacySection,
     SearchSection,
@@ -182,6 +183,32 @@ def test_a_site_folder_may_be_moved(tmp_path: Path) -> None:
     assert load_site(tmp_path / "new" / "site.toml").data == (tmp_path / "new" / "data.npz").resolve()
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data": "hospital.records:of_thyroid"},
+        {"data": Path("scans")},
+        {"data": Path("hospital:scans")},
+        {
+            "data": Path("data.CSV"),
+            "columns": ColumnsSection(label="ill", features=("a", "b"), scale=(1.0, 2.0)),
+        },
+        {"data": Path("data.parquet"), "columns": ColumnsSection(id="patient", offset=-3.5)},
+    ],
+    ids=["function", "folder", "a folder named like a function", "CSV", "Parquet"],
+)
+def test_data_of_every_kind_survive_their_file(changes: dict[str, Any], tmp_path: Path) -> None:
+    save_site(site(**changes), tmp_path / "site.toml")
+    data = changes["data"]
+    whole = data if isinstance(data, str) else tmp_path.resolve() / data
+    expected = site(**(changes | {"data": whole, "ledger": tmp_path.resolve() / "ledger.db"}))
+    read = load_site(tmp_path / "site.toml")
+    assert read == expected
+    assert type(read.data) is type(expected.data)
+    save_site(read, tmp_path / "again.toml")
+    assert (tmp_path / "again.toml").read_text() == (tmp_path / "site.toml").read_text()
+
+
 def test_the_cap_of_a_site_is_its_budget() -> None:
     assert site(delta=1e-6).cap == PrivacyBudget(epsilon=3.0, delta=1e-6)
     assert site(epsilon=math.inf, non_private=True).cap == PrivacyBudget.non_private()
@@ -197,6 +224,15 @@ def test_the_cap_of_a_site_is_its_budget() -> None:
         ("upload_bytes = 48000", "uplaod_bytes = 48000", "there is no setting device.uplaod_bytes"),
         ("macs_per_ms = 100000.0\n", "", "device.macs_per_ms is missing; add it"),
         ('tier = "ward"', "tier = 5", "device.tier = 5: must be a valid string"),
+        ('data = "data.npz"', "data = 5", "data = 5: must be a path, or text like package.module:function"),
+        (
+            "[device]",
+            "[columns]\n[device]",
+            "columns describes a table; name a .csv or .parquet file in data",
+        ),
+        ("[device]", '[columns]\nid = "label"\n[device]', "the column 'label' has two uses; give it one"),
+        ("[device]", "[columns]\nscale = 0\n[device]", "columns.scale"),
+        ("[device]", "[columns]\noffset = [1.0, nan]\n[device]", "columns.offset"),
     ],
 )
 def test_a_mistake_in_a_site_is_one_line(old: str, new: str, message: str, tmp_path: Path) -> None:

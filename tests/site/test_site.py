@@ -204,6 +204,38 @@ def test_a_file_of_another_form_is_a_failure_without_a_word_or_a_charge(
     assert sites.entries() == ["OPEN"]
 
 
+def give_a_table(sites: Sites, header: str) -> None:
+    """The first site's records as a CSV file in the place of its `.npz`."""
+    folder = sites.path / "sites" / "site-0"
+    with np.load(folder / "data.npz") as arrays:
+        x, y, names = arrays["x"], arrays["y"], arrays["id"]
+    rows = zip(x.tolist(), y.tolist(), names.tolist(), strict=True)
+    lines = [",".join(map(repr, row)) + f",{label},{name.decode()}" for row, label, name in rows]
+    (folder / "data.csv").write_text("\n".join([header, *lines]) + "\n")
+    (folder / "data.npz").unlink()
+    text = (folder / "site.toml").read_text()
+    columns = '[columns]\nlabel = "class"\nid = "patient"\n\n[device]'
+    (folder / "site.toml").write_text(text.replace("data.npz", "data.csv").replace("[device]", columns))
+
+
+def test_a_table_without_a_column_is_found_before_anything_is_charged(sites: Sites) -> None:
+    give_a_table(sites, "a,b,c,d,diagnosis,patient")
+    assert code(sites.ask(task())) == "SITE_FAILURE"
+    assert sites.entries() == ["OPEN"]
+
+
+def test_a_site_answers_the_same_whatever_its_records_are_kept_in(sites: Sites) -> None:
+    usual = arrays_of(sites.ask(task(alphas=True)))
+    ledger = load_site(sites.path / "sites" / "site-0" / "site.toml").ledger
+    sites.restart()
+    for file in ledger.parent.glob(f"{ledger.name}*"):
+        file.unlink()
+    give_a_table(sites, "a,b,c,d,class,patient")
+    answer = arrays_of(sites.ask(task(alphas=True)))
+    assert answer.keys() == usual.keys()
+    assert all(np.array_equal(answer[name], usual[name], equal_nan=True) for name in usual)
+
+
 @pytest.mark.parametrize("what", [task(alphas=True), task("final"), task("evaluate", SMALL, SMALL)])
 @pytest.mark.parametrize(
     ("x", "y"),
