@@ -3,6 +3,7 @@
 import importlib
 import zipfile
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -51,15 +52,15 @@ def read_function(source: str, schema: DataSchema) -> Records:
         DatasetError: it cannot be imported, raised, or returned something else.
 
     Guarantees:
-        Nothing of an exception is kept, neither text nor cause: either may hold a record.
+        Nothing of an exception is kept, neither text nor context: either may hold a record.
     """
     module, _, name = source.partition(":")
-    try:
+    returned, called = None, False
+    with suppress(Exception, SystemExit):  # an owner's code may raise anything, and a record be in it
         returned = getattr(importlib.import_module(module), name)(schema)
-    except (Exception, SystemExit):  # noqa: BLE001  an owner's code may raise anything, and a record be in it
-        raise DatasetError(
-            "cannot be imported or has raised an exception; call it yourself to see which"
-        ) from None
+        called = True
+    if not called:
+        raise DatasetError("cannot be imported or has raised an exception; call it yourself to see which")
     arrays = returned if isinstance(returned, tuple) else ()
     if len(arrays) not in (2, 3) or not all(_is_array(array) for array in arrays):
         raise DatasetError("expected a tuple of NumPy arrays, (x, y) or (x, y, id), without masks")

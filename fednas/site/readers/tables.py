@@ -77,7 +77,8 @@ def read_csv(path: Path, columns: ColumnsSection, schema: DataSchema) -> Records
 
     A record is a line, so no line decides how another is read: a quote that is not closed ends with its line.
     A field with a line break in it breaks its record into pieces, each judged by itself: remove such breaks,
-    or write Parquet.
+    or write Parquet. Let no record decide how a program writes the others: one missing integer makes some of
+    them write 17 as 17.0, which is another identifier.
 
     Raises:
         DatasetError: no such file, no header, or other columns than the study needs.
@@ -180,9 +181,8 @@ def _check_types(pa: Any, layout: _Layout, types: Mapping[str, Any]) -> None:
         raise DatasetError("expected text or whole numbers in the column of labels")
     if layout.id is not None:
         kind = types[layout.id]
-        whole = is_number(kind) and not pa.types.is_floating(kind)
-        if not (whole or _is_text(pa, kind) or _is_bytes(pa, kind)):
-            raise DatasetError("expected text, bytes or integers in the column of identifiers")
+        if not (is_number(kind) or _is_text(pa, kind) or _is_bytes(pa, kind)):
+            raise DatasetError("expected text, bytes or numbers in the column of identifiers")
 
 
 def _is_text(pa: Any, kind: Any) -> bool:
@@ -217,7 +217,9 @@ def _values(pa: Any, column: Any) -> list[Any]:
 
 
 def _text(value: bytes | float | None) -> str:
-    """A value as a CSV file would hold it."""
+    """A value as a CSV file would hold it; programs make fractions of all integers when one is missing."""
     if isinstance(value, bytes):
         return value.decode(errors="surrogateescape")
-    return "" if value is None else str(value)
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return "" if value is None or value != value else str(value)
