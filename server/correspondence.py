@@ -15,6 +15,7 @@ from fednas.wire import Answer, Refusal, Task, check_answer, check_signature, de
 from server.cohort import Member
 from server.exchange import exchange
 from server.marks import Marks, check_answered
+from server.plausibility import check_plausible
 
 _log = logging.getLogger("fednas.server")
 
@@ -121,7 +122,10 @@ class Correspondence:
             self._suspend(site, "its ledger has never been where it was seen before")
         if isinstance(answer, Refusal):
             return answer
+        if answer.operation_id != task.operation(site).id:
+            raise ExchangeError("a reply answers another request: of another round, plan, path or weights")
         check_answer(answer, task)
+        check_plausible(answer, task, member.facts)
         check_signature(answer, member.facts)
         try:
             check_answered(

@@ -41,9 +41,9 @@ def check_shown(mark: Mark | None, shown: Mark) -> None:
 def check_answered(mark: Mark | None, answered: Mark, *, repeats_after: int | None = None) -> None:
     """Compare the state that an answer's release made with the last one that was seen.
 
-    A new release makes a ledger longer. An answer at or below the mark is either what the mark came from, to
-    the last bit, or the stored reply of a round that was asked before a crash, perhaps by a server that never
-    received it while other studies went on.
+    A new release makes a ledger longer. An answer at or below the mark is the stored reply of a round that
+    was asked before a crash: what the mark came from, to the last bit, or, where other studies went on
+    meanwhile, from before it. In a round that nobody asked before it is a reply that was used already.
 
     Args:
         mark: the last state that this server saw; None before the first answer.
@@ -54,7 +54,7 @@ def check_answered(mark: Mark | None, answered: Mark, *, repeats_after: int | No
     Raises:
         LedgerRolledBackError: the ledger has another key, or released again what it had released.
     """
-    if mark is None or answered == mark:
+    if mark is None or (answered == mark and repeats_after is not None):
         return
     if answered.signer != mark.signer:
         raise LedgerRolledBackError("its ledger is signed by another key than before")

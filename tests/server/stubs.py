@@ -95,7 +95,7 @@ def pack(
     """
     head, count = digest(site, task.round, task.kind), 10 * task.round if entries is None else entries
     manifest = {
-        "operation": "0",
+        "operation": task.operation(site).id,
         "head": head,
         "entries": count,
         "signature": (key or signer(site)).sign(f"tiny/{site}", count, head),

@@ -32,7 +32,14 @@ def test_a_ledger_that_only_grew_may_show_itself_and_answer(entries: int, more: 
     check_shown(None, mark(entries))
     check_shown(mark(entries), mark(entries + more))
     check_answered(None, mark(entries))
-    check_answered(mark(entries), mark(entries + more))
+    check_answered(mark(entries), mark(entries + more + 1))
+
+
+@given(st.integers(1, 10**9))
+def test_an_answer_is_taken_once_unless_its_round_is_repeated(entries: int) -> None:
+    check_answered(mark(entries), mark(entries), repeats_after=0)
+    with pytest.raises(LedgerRolledBackError):
+        check_answered(mark(entries), mark(entries))
 
 
 @given(st.integers(2, 10**9), st.data())

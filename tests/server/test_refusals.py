@@ -81,7 +81,7 @@ def test_a_tier_whose_only_site_retires_goes_without_and_the_others_finish(
     assert {"small", "middle"} <= set(completed.coordinator.fitness)
 
 
-FINAL = (Refusal.BUDGET_EXHAUSTED, Refusal.LEDGER_ROLLED_BACK)
+FINAL = (Refusal.BUDGET_EXHAUSTED, Refusal.WITHDRAWN, Refusal.LEDGER_ROLLED_BACK)
 
 
 @pytest.mark.parametrize("code", [code for code in Refusal if code not in FINAL])
@@ -136,6 +136,9 @@ SPOILT: dict[str, Spoil] = {
     "another type": lambda a: {**a, "update": a["update"].astype(np.float64)},
     "an array too many": lambda a: {**a, "loss": np.zeros(1)},
     "no array": lambda a: {},
+    "a huge value": lambda a: {**a, "update": np.append(a["update"][1:], np.float32(1e18))},
+    "values that are all large": lambda a: {**a, "update": np.full_like(a["update"], 1e4)},
+    "values whose square is infinite": lambda a: {**a, "update": np.full_like(a["update"], 3e38)},
     "alphas nobody asked for": lambda a: {**a, "alphas": np.zeros(3)},
 }
 
@@ -187,8 +190,21 @@ def test_counts_of_another_form_are_rejected(short: StudyConfig, tmp_path: Path,
     assert outcomes(path, 2)["bravo"] == "MALFORMED_REPLY"
 
 
-@pytest.mark.parametrize("value", [np.inf, -np.inf])
-def test_infinite_alphas_are_rejected(tmp_path: Path, value: float) -> None:
+@pytest.mark.parametrize("count", [10**6, -(10**6), 2**63 - 1, -(2**63)])
+def test_a_count_of_more_records_than_a_site_can_have_is_rejected(
+    short: StudyConfig, tmp_path: Path, count: int
+) -> None:
+    path = folder(tmp_path / "run", short)
+
+    def spoil(site: str, task: Task) -> RecordDict:
+        return pack(site, task, {"correct": np.full(len(task.architectures), count)})
+
+    run(Stubs(facts=facts(short), reply=when(lambda s, t: s == "bravo" and t.round == 2, spoil)), path)
+    assert outcomes(path, 2)["bravo"] == "MALFORMED_REPLY"
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, 1e9, 1e300])
+def test_alphas_that_are_infinite_or_impossibly_large_are_rejected(tmp_path: Path, value: float) -> None:
     study = tiny.study(
         search={"strategy": "differentiable"}, schedule={"search_rounds": 1, "final_rounds": 1}
     )
