@@ -74,7 +74,8 @@ class SiteKit:
             raise ConfigurationError(f"{site} has a quotation mark in its path, which no command line takes")
         try:
             kit.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            shutil.copyfile(authority, kit.authority)
+            if authority.resolve() != kit.authority:
+                shutil.copyfile(authority, kit.authority)
             if not kit.key.exists():
                 _write_key(kit, config)
             write_whole(kit.folder / UNIT, kit.unit(user).encode())

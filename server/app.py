@@ -11,7 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 from fednas.config import StudyConfig, space_of
 from fednas.errors import ConfigurationError, LedgerRolledBackError, RunDirectoryError
 from fednas.privacy.marks import Mark
-from fednas.wire import PROTOCOL, Refusal, decode_facts
+from fednas.wire import PROTOCOL, Refusal, decode, decode_facts
 from server.agreement import Agreement, agree, recall
 from server.checkpoint import RunDirectory
 from server.cohort import Cohort, Member
@@ -101,7 +101,9 @@ def meet(grid: Grid, study: StudyConfig) -> list[Member]:
 
     def receive(node: int, reply: Message) -> None:
         if "facts" not in reply.content.config_records:
-            _log.warning("a node could not open its site: %s", Refusal.SITE_FAILURE.value)
+            found = decode(reply.content)
+            code = found if isinstance(found, Refusal) else Refusal.SITE_FAILURE
+            _log.warning("a site takes no part: %s", code.value)
             return
         members.append(Member(node=node, facts=decode_facts(reply.content)))
 

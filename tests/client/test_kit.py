@@ -63,6 +63,12 @@ def test_the_private_key_is_its_owners_alone_and_belongs_to_the_public_one(
     assert kit.public_key.read_bytes() == public + b" clinic\n"
 
 
+def test_the_certificate_may_be_in_the_kit_already(tmp_path: Path, site: Path, authority: Path) -> None:
+    kit = prepare(tmp_path / "kit", site, authority)
+    assert prepare(tmp_path / "kit", site, kit.authority) == kit
+    assert kit.authority.read_bytes() == authority.read_bytes()
+
+
 def test_a_second_preparation_keeps_the_key(tmp_path: Path, site: Path, authority: Path) -> None:
     kit = prepare(tmp_path / "kit", site, authority)
     before = kit.key.read_bytes()
