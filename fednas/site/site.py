@@ -93,7 +93,7 @@ class Site:
             ConfigurationError, ExchangeError: a malformed task.
             InfeasibleDeviceError: a path that does not fit this device.
             LedgerRolledBackError: the ledger has never been where the server saw it.
-            SitePausedError, ConsentWithdrawnError: the owner allows no answer, at the beginning or at the end.
+            SitePausedError, ConsentWithdrawnError: the owner allows no answer, at its beginning or its end.
             PrivacyError: the ledger refuses.
         """
         if task.mark and not self._ledger.contains(task.mark):
