@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TABLE = ROOT / "tests" / "REQUIREMENTS.md"
-ROW = re.compile(r"^\| (P[1-7]\.\d+) \| (.+?) \| (.*) \|$", re.MULTILINE)
+ROW = re.compile(r"^\| (P[1-8]\.\d+) \| (.+?) \| (.*) \|$", re.MULTILINE)
 NAME = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 
 
