@@ -235,15 +235,15 @@ class FlowerCommand:
             )
 
     def register(self, public_key: Path, name: str) -> None:
-        """Make a SuperNode's key known to the SuperLink.
+        """Make a SuperNode's key known to the SuperLink; one that is known already stays so.
 
         Raises:
             ExchangeError: Flower refused it, with its reason.
         """
         arguments = ["supernode", "register", str(public_key), _CONNECTION, "--name", name]
         reply = self.ask([*arguments, "--format", "json"])
-        if not reply.get("success"):
-            reason = " ".join(str(reply.get("error-message", "no reason given")).split())[:200]
+        reason = " ".join(str(reply.get("error-message", "no reason given")).split())[:200]
+        if not reply.get("success") and "already in use" not in reason:
             raise ExchangeError(f"Flower did not register the key of {name}: {reason}")
 
     def ask(self, arguments: Sequence[str]) -> dict[str, object]:
