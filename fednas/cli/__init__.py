@@ -6,7 +6,7 @@ from typing import NoReturn
 import click
 import typer
 
-from fednas.cli import audits, leaving, ledgers, networks, planning, sites
+from fednas.cli import audits, leaving, ledger_service, ledgers, networks, planning, sites
 from fednas.errors import FednasError
 
 __all__ = ["app", "main", "run_cli"]
@@ -18,6 +18,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("plan")(planning.plan)
+ledgers.group.command("serve")(ledger_service.serve_ledger)
+ledgers.group.command("pull")(ledger_service.pull_ledgers)
 app.add_typer(ledgers.group, name="ledger")
 app.add_typer(audits.group, name="audit")
 app.add_typer(sites.group, name="site")
