@@ -55,7 +55,7 @@ def files(folder: Path) -> Sequence[str]:
         (("run", "tiny", "--rounds", "1"), "rounds"),
         (("run", "tiny", "--seed", "-1"), "seed"),
         (("run", "tiny", "--strategy", "luck"), "search.strategy"),
-        (("run", "tiny", "--runtime", "cloud"), "choose loopback, workers or ray"),
+        (("run", "tiny", "--runtime", "cloud"), "choose loopback, workers, ray or deployment"),
         (("run", "tiny", "--cap", "0"), "expected EPSILON or SITE=EPSILON"),
         (("run", "tiny", "--cap", "many"), "expected EPSILON or SITE=EPSILON"),
         (("run", "tiny", "--cap", "alpha=nan"), "expected EPSILON or SITE=EPSILON"),
