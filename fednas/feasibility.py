@@ -315,11 +315,11 @@ def _round_share(study: StudyConfig, declared_size: int, plan: PrivacyPlan, para
 
 
 def _step_share(declared_size: int, plan: PrivacyPlan, name: str, parameters: int) -> float:
-    terms, shares = plan.allowance(name), dict(plan.proportions)
+    terms = plan.allowance(name)
     return noise_share(
         noise_multiplier=terms.noise_multiplier,
         sampling_probability=terms.sampling_probability,
-        records=declared_size * sum(shares[stream] for stream in terms.streams),
+        records=declared_size * plan.share(name),
         parameters=parameters,
         steps=1,
     )

@@ -36,6 +36,10 @@ server {{
     server_tokens off;
     client_max_body_size 64m;
     proxy_read_timeout 120s;
+    proxy_ssl_name localhost;
+    proxy_ssl_server_name on;
+    proxy_ssl_verify on;
+    proxy_ssl_trusted_certificate "{authority}";
 
     # The path as it was sent: it is passed on as it is, so nothing in it may mean another one.
     if ($request_uri !~ "^/(v1/fleet/[a-z-]+|health)$") {{
@@ -47,17 +51,9 @@ server {{
         proxy_set_header Host localhost;
         proxy_request_buffering off;
         proxy_buffering off;
-        proxy_ssl_name localhost;
-        proxy_ssl_server_name on;
-        proxy_ssl_verify on;
-        proxy_ssl_trusted_certificate "{authority}";
     }}
     location = /health {{
         proxy_pass https://127.0.0.1:{port};
-        proxy_ssl_name localhost;
-        proxy_ssl_server_name on;
-        proxy_ssl_verify on;
-        proxy_ssl_trusted_certificate "{authority}";
     }}
     location / {{
         return 404;

@@ -4,12 +4,11 @@ import fcntl
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import final
 
 from fednas.errors import LedgerRolledBackError, RunDirectoryError
-from fednas.privacy.marks import FORMAT, Mark, parse_marks
+from fednas.privacy.marks import FORMAT, Mark, encode_marks, parse_marks
 from server.checkpoint import read_json, write_json
 
 
@@ -113,8 +112,7 @@ class Marks:
                         )
                     if _is_newer(mark, other):
                         stored[name] = mark
-                datasets = {name: asdict(mark) for name, mark in stored.items()}
-                write_json(self._path, {"format": FORMAT, "datasets": datasets})
+                write_json(self._path, encode_marks(stored))
         except OSError as error:
             raise RunDirectoryError(
                 f"cannot write {self._path}: {error.strerror}; nothing is merged that it does not hold"

@@ -54,17 +54,12 @@ def check_plausible(answer: Answer, task: Task, facts: SiteFacts) -> None:
 
 def _records(plan: PrivacyPlan, terms: Allowance, facts: SiteFacts) -> float:
     """The most records that one release may read."""
-    return _CROWD * terms.sampling_probability * _size(plan, terms, facts) + _SPARE
-
-
-def _size(plan: PrivacyPlan, terms: Allowance, facts: SiteFacts) -> float:
-    shares = dict(plan.proportions)
-    return facts.declared_size * sum(shares[stream] for stream in terms.streams)
+    return _CROWD * terms.sampling_probability * facts.declared_size * plan.share(terms.name) + _SPARE
 
 
 def _step(plan: PrivacyPlan, terms: Allowance, facts: SiteFacts, length: int) -> float:
     """The longest noised average of clipped gradients: records in one direction, noise in all."""
-    divisor = terms.sampling_probability * _size(plan, terms, facts)
+    divisor = terms.sampling_probability * facts.declared_size * plan.share(terms.name)
     noise = terms.noise_multiplier * (math.sqrt(length) + _TAIL)
     return terms.clip_norm * (_records(plan, terms, facts) + noise) / divisor
 

@@ -35,16 +35,16 @@ def run_deployed(
         ExchangeError: a process did not start, the run failed, or took longer than timeout_s.
     """
     server = ServerKit.prepare(home / "server", [], port=free_port())
-    kits = [
-        SiteKit.prepare(
-            home / "sites" / load_site(site).name,
+    kits = {
+        (name := load_site(site).name): SiteKit.prepare(
+            home / "sites" / name,
             site,
             superlink=f"127.0.0.1:{server.port}",
             authority=server.authority,
             port=free_port(),
         )
         for site in sites
-    ]
+    }
     logs = home / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="fednas-", ignore_cleanup_errors=True) as scratch:
@@ -62,8 +62,7 @@ def run_deployed(
             superlink = stack.enter_context(flower.process(server.superlink, logs / "superlink.log"))
             flower.wait_until_healthy(superlink, logs / "superlink.log")
             stack.enter_context(flower.process(server.superexec, logs / "superexec.log"))
-            for kit in kits:
-                name = load_site(kit.site).name
+            for name, kit in kits.items():
                 flower.register(kit.public_key, name)
                 # Every device has a home of its own.
                 own = {"FLWR_HOME": str(kit.folder / "flower")}

@@ -29,8 +29,6 @@ def run_on_ray(
     """
     if num_nodes < 1:
         raise ConfigurationError(f"expected {num_nodes=} >= 1: simulate at least one node")
-    if not (app_dir / "pyproject.toml").is_file():
-        raise ConfigurationError(f"no pyproject.toml in {app_dir}: give the folder of a Flower app")
     if importlib.util.find_spec("ray") is None:
         raise MissingExtraError("Ray is not installed: pip install 'fednas[simulation]'")
     # The folder's name is short: Ray puts sockets into it, whose paths are bounded by 107 bytes.

@@ -90,13 +90,13 @@ def pull_ledgers(
     from rich.console import Console
     from rich.progress import Progress
 
-    from fednas.cli.ledgers import _read_marks
+    from fednas.cli.ledgers import read_marks
     from fednas.ledger_service.client import Identity
     from fednas.ledger_service.fleet import pull
 
     targets = _targets([*(site or []), *_lines(sites)])
     identity = Identity.read(certificate=certificate, key=key, ca=ca)
-    known = None if marks is None else _read_marks(marks)
+    known = None if marks is None else read_marks(marks)
     shown = not as_json and sys.stderr.isatty()
     with Progress(console=Console(stderr=True), transient=True, disable=not shown) as bar:
         task = bar.add_task("ledgers", total=len(targets))

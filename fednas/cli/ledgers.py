@@ -78,7 +78,7 @@ def verify_ledger(
 
     PATHS are ledger files, or run directories, which stand for the ledgers of their sites.
     """
-    known = _read_marks(marks) if marks is not None else None
+    known = read_marks(marks) if marks is not None else None
     for name, digits in (("--head", head), ("--signer", signer)):
         if digits is not None and not is_digest(digits):
             raise ConfigurationError(f"expected 64 hexadecimal digits after {name}, got {digits!r:.80}")
@@ -276,7 +276,7 @@ def _hold(path: Path, found: "Verification", marks: "Mapping[str, Mark]") -> int
     return mark.entries
 
 
-def _read_marks(path: Path) -> "dict[str, Mark]":
+def read_marks(path: Path) -> "dict[str, Mark]":
     """The server's marks by dataset.
 
     Raises:

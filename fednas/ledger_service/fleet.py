@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +24,8 @@ from fednas.ledger_service.client import (
     MovedOnError,
     PullError,
 )
-from fednas.privacy.marks import FORMAT, Mark, parse_marks
+from fednas.operations import write_whole
+from fednas.privacy.marks import FORMAT, Mark, encode_marks, parse_marks
 from fednas.privacy.verify import LedgerTampered, verify
 from fednas.statement import state
 
@@ -129,7 +130,8 @@ def pull(
                 _publish(scratch / str(n), out / folder_of(end.dataset))
                 kept[end.dataset] = end.mark
             ends.append(end)
-        _write(out / "marks.json", _marks_json(kept))
+        document = json.dumps(encode_marks(kept), indent=1, sort_keys=True) + "\n"
+        write_whole(out / "marks.json", document.encode())
     return ends
 
 
@@ -250,20 +252,6 @@ def _publish(draft: Path, folder: Path) -> None:
         with open(draft / name, "rb") as file:
             os.fsync(file.fileno())
         (draft / name).replace(folder / name)
-
-
-def _write(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.new")
-    with open(draft, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-
-
-def _marks_json(marks: Mapping[str, Mark]) -> str:
-    datasets = {name: asdict(mark) for name, mark in marks.items()}
-    return json.dumps({"format": FORMAT, "datasets": datasets}, indent=1, sort_keys=True) + "\n"
 
 
 def _read_marks(out: Path) -> dict[str, Mark]:

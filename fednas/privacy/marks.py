@@ -1,7 +1,7 @@
 """Where a ledger was seen, as somebody else than its owner kept it: the form of high-water marks."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final, Self
 
 from fednas.privacy.numbers import is_digest
@@ -57,3 +57,8 @@ def parse_marks(value: object) -> dict[str, Mark]:
     if not isinstance(datasets, Mapping):
         raise ValueError("expected an object of datasets")
     return {name: Mark.parse(mark) for name, mark in datasets.items()}
+
+
+def encode_marks(marks: Mapping[str, Mark]) -> dict[str, Any]:
+    """The JSON that `parse_marks` reads."""
+    return {"format": FORMAT, "datasets": {name: asdict(mark) for name, mark in marks.items()}}

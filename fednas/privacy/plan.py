@@ -83,6 +83,15 @@ class PrivacyPlan:
             f"this plan has no allowance {name!r}; it has {', '.join(self._names) or 'none'}"
         )
 
+    def share(self, name: str) -> float:
+        """The share of a site's records that an allowance reads: that of its streams together.
+
+        Raises:
+            ConfigurationError: the plan has none.
+        """
+        shares = dict(self.proportions)
+        return sum(shares[stream] for stream in self.allowance(name).streams)
+
     def noise_multiplier(self, name: str) -> float:
         """Return the public noise multiplier of an allowance, by which an aggregation may weight."""
         return self.allowance(name).noise_multiplier

@@ -196,8 +196,7 @@ class Site:
 
     def _size(self, plan: PrivacyPlan, allowance: str) -> float:
         """The declared size of the streams an allowance reads: public, never counted."""
-        shares = dict(plan.proportions)
-        return self._config.declared_size * sum(shares[s] for s in plan.allowance(allowance).streams)
+        return self._config.declared_size * plan.share(allowance)
 
     def _open_records(self, study: StudyConfig, plan: PrivacyPlan) -> StreamedRecords:
         if self._records is None or self._proportions != plan.proportions:

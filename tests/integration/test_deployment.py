@@ -21,25 +21,9 @@ from simulations import runner
 from simulations.__main__ import adjust
 from simulations.flower_command import FlowerCommand, free_port
 from simulations.scenarios import SCENARIOS
+from tests.client.test_kit import SITE
 
 APP_DIR = Path(__file__).resolve().parents[2]
-SITE = """
-name = "edge"
-dataset = "edge"
-data = "data.npz"
-declared_size = 10
-epsilon = 1.0
-ledger = "ledger.sqlite"
-
-[device]
-tier = "edge"
-memory_bytes = 4000000
-training_memory_bytes = 50000000
-upload_bytes = 1000000
-max_latency_ms = 10.0
-macs_per_ms = 100000.0
-overhead_ms = 0.1
-"""
 
 
 def test_three_devices_over_tls_make_what_one_process_makes(tmp_path: Path) -> None:
