@@ -148,6 +148,10 @@ def _check_unchanged(path: Path, options: Options) -> None:
     """Refuse options of a resumed run that its sites do not have, rather than ignore them."""
     sites = {config.name: config for config in load_sites(path)}
     _check_names(options, sites)
+    if options.sites is not None and options.sites != len(sites):
+        raise ConfigurationError(
+            f"the run in {path} began with {len(sites)} sites, which --sites cannot change now; leave it out"
+        )
     for name, config in sites.items():
         cap = options.caps.get(name, options.cap)
         if cap is not None and cap != config.epsilon:

@@ -93,6 +93,7 @@ CHANGED = [
     (("--cap", "bravo=2"), "began with a cap of 3 at bravo"),
     (("--cap", "nobody=2"), "the sites are alpha, bravo, cobra"),
     (("--test-noise",), "began without --test-noise"),
+    (("--sites", "2"), "began with 3 sites, which --sites cannot change"),
     (("--state", "elsewhere"), "keeps the ledger of alpha at"),
 ]
 
