@@ -21,6 +21,7 @@ from fednas.errors import (
     PrivacyError,
     ReplayMismatchError,
     SitePausedError,
+    UnknownServerError,
 )
 from fednas.site import Site, open_site
 from fednas.wire import Refusal, decode_task, encode, encode_facts, encode_refusal
@@ -36,6 +37,7 @@ _CODES: tuple[tuple[type[FednasError], Refusal], ...] = (
     (LedgerRolledBackError, Refusal.LEDGER_ROLLED_BACK),
     (LedgerError, Refusal.LEDGER_FAILURE),
     (SitePausedError, Refusal.PAUSED),
+    (UnknownServerError, Refusal.UNKNOWN_SERVER),
     (ConsentWithdrawnError, Refusal.WITHDRAWN),
     (PrivacyError, Refusal.PRIVACY_REFUSAL),
     (InfeasibleDeviceError, Refusal.DOES_NOT_FIT),

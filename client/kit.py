@@ -49,7 +49,7 @@ class SiteKit:
 
         Args:
             folder: made when missing.
-            site: a `site.toml` that is complete; its data need not be there yet.
+            site: a `site.toml` that is complete and names the server's key; its data need not be there yet.
             superlink: host:port.
             authority: the server's `ca.crt`, as its operator handed it over.
             port: 1 to 65535.
@@ -64,6 +64,11 @@ class SiteKit:
             - No record is read.
         """
         config = load_site(site)
+        if config.server_key is None:
+            raise ConfigurationError(
+                f"{site} has no server_key: whoever reached the device could spend its budget; add the text "
+                "of the server.pub that the server's operator handed over"
+            )
         found = _ADDRESS.fullmatch(superlink)
         if found is None or not 1 <= int(found[2]) <= 65535:
             raise ConfigurationError(f"expected HOST:PORT after --superlink, got {superlink!r:.80}")

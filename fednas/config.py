@@ -193,6 +193,8 @@ class SiteConfig(_Section):
     Every field is a public fact: `declared_size` is what the owner states, never a count of the records, and
     `epsilon` with `delta` is the cap of everything that may ever leave the dataset. With `order` the cap is a
     Rényi filter at that order: later plans may choose their noise by earlier releases; it never changes.
+    With `server_key`, the text of a server's `server.pub`, the site does what that server signed and nothing
+    else; without it, whatever reaches it through Flower.
     `controller` and `purpose` are repeated in the site's privacy statement.
     `data` is an `.npz`, `.csv` or `.parquet` file, a folder of images, or the text `package.module:function`;
     `columns` says what the columns of a `.csv` or `.parquet` are.
@@ -212,6 +214,7 @@ class SiteConfig(_Section):
     controller: Words = ""
     purpose: Words = ""
     test_seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    server_key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     device: DeviceProfile
 
     @model_validator(mode="after")

@@ -53,6 +53,10 @@ class ReplayMismatchError(PrivacyError):
     """An operation was repeated under its old name with another content."""
 
 
+class UnknownServerError(PrivacyError):
+    """A request is not signed by the server that a site knows."""
+
+
 class SitePausedError(PrivacyError):
     """A site's owner allows no answer for now."""
 

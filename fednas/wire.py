@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
+from itertools import repeat
 from typing import Any, Literal
 
 import numpy as np
@@ -22,15 +23,18 @@ from fednas.devices import DeviceProfile
 from fednas.errors import ConfigurationError, ExchangeError, PrivacyError
 from fednas.privacy.ledger import Arrays, Operation, Released
 from fednas.privacy.numbers import is_digest
-from fednas.privacy.signing import is_signed
+from fednas.privacy.signing import TaskSigner, is_signed, is_signed_task
+from fednas.privacy.store import release_head
 from fednas.space import Architecture
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Raised whenever a message changes its meaning; a site refuses another one."""
 
 TaskKind = Literal["train", "final", "evaluate"]
 
+_FORM = "a message is not in the form of this protocol: one flat array of bytes and one JSON object"
 _NPY_HEADER = 128  # bytes that numpy writes before the values of any array of one dimension
+_VOUCHER = ("entries", "operation", "previous", "signature")
 _MAX_NAME = 80
 _MAX_COUNT = 10**12  # of records: beyond it arithmetic on public weights would overflow
 
@@ -47,6 +51,7 @@ class Refusal(StrEnum):
     PRIVACY_REFUSAL = "PRIVACY_REFUSAL"
     PAUSED = "PAUSED"
     WITHDRAWN = "WITHDRAWN"
+    UNKNOWN_SERVER = "UNKNOWN_SERVER"
     SITE_FAILURE = "SITE_FAILURE"
 
 
@@ -65,6 +70,8 @@ class Task:
         mark: the newest ledger head that the server has seen of this site, "" before the first: the site
             refuses when its ledger has never been there. No part of the operation: a repeat may carry a
             newer one.
+        signature: of the server under all of this and the site's name; "" for a server without a key. No part
+            of the operation.
     """
 
     kind: TaskKind
@@ -75,6 +82,7 @@ class Task:
     architectures: tuple[Architecture, ...]
     arrays: Mapping[str, NDArray[Any]] = field(repr=False)
     mark: str = ""
+    signature: str = ""
 
     def operation(self, site: str) -> Operation:
         """The ledger's name of this task at a site: the same after a crash, so a repeat is recognised."""
@@ -82,9 +90,17 @@ class Task:
         return Operation(run=self.run, round=self.round, kind=self.kind, nonce=nonce, digest=self.digest())
 
     def digest(self) -> str:
-        """sha256 of the canonical message without its mark."""
-        manifest, blob = _task_parts(replace(self, mark=""))
+        """sha256 of the canonical message without its mark and its signature."""
+        manifest, blob = _task_parts(replace(self, mark="", signature=""))
         return hashlib.sha256(manifest.encode() + b"\0" + blob).hexdigest()
+
+    def signed(self, signer: TaskSigner, site: str) -> "Task":
+        """This task with a server's signature: good for one site, and for this mark alone."""
+        return replace(self, signature=signer.sign(site, self.digest(), self.mark))
+
+    def is_signed_by(self, public_key: str, site: str) -> bool:
+        """Whether the server of a public key asks this of this site."""
+        return is_signed_task(public_key, self.signature, site=site, digest=self.digest(), mark=self.mark)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +158,8 @@ class Answer:
 
     Args:
         operation_id: of the operation that was charged.
-        head: digest of the ledger's entry of this release.
+        head: digest of the ledger's entry of this release, computed from the bytes that came: a signature
+            under it vouches for each of them.
         entries: of the ledger up to that head.
         signature: under them, by the site's ledger; see `check_signature`.
         arrays: what was released.
@@ -166,24 +183,27 @@ def decode_task(content: RecordDict) -> Task:
     Raises:
         ExchangeError: when it is not exactly what `encode_task` makes.
     """
-    manifest, arrays = _unpack(content)
+    manifest, blob = _unpack(content)
     if manifest.pop("protocol", None) != PROTOCOL:
         raise ExchangeError(
             f"the server speaks another protocol than {PROTOCOL}; install the same fednas version"
         )
     try:
+        arrays = _arrays(blob)
         architectures = tuple(Architecture.from_json(text) for text in manifest.pop("architectures"))
-        mark = manifest.pop("mark")
-        task = Task(architectures=architectures, arrays=arrays, mark=mark, **manifest)
+        task = Task(architectures=architectures, arrays=arrays, **manifest)
     except (KeyError, TypeError, ConfigurationError) as error:
         raise ExchangeError("a task has missing, unknown or malformed fields") from error
     if task.kind not in ("train", "final", "evaluate"):
         raise ExchangeError("unknown kind of task")
     texts = all(isinstance(text, str) for text in (task.run, task.plan, task.study))
+    texts = texts and isinstance(task.signature, str)
     if type(task.round) is not int or not texts or not (task.mark == "" or is_digest(task.mark)):
         raise ExchangeError("a task has a field of another type")
     if arrays.keys() - {"alphas"} != {f"weights.{index}" for index in range(len(architectures))}:
         raise ExchangeError("a task has other arrays than its architectures need")
+    if _task_parts(task) != (_only(content, "manifest", "json"), blob):
+        raise ExchangeError("a task is spelt in another way than this protocol's")
     return task
 
 
@@ -197,7 +217,7 @@ def encode(released: Released[Arrays]) -> RecordDict:
         raise PrivacyError("only a Released value may leave a site; get one from PrivacyLedger.release")
     manifest = {
         "operation": released.operation_id,
-        "head": released.head,
+        "previous": released.previous,
         "entries": released.entries,
         "signature": released.signature,
     }
@@ -223,7 +243,7 @@ def decode_facts(content: RecordDict) -> SiteFacts:
         ExchangeError: when they are malformed.
     """
     try:
-        raw = _object(content.config_records["facts"]["json"])
+        raw = _object(_only(content, "facts", "json"))
         return SiteFacts(**(raw | {"device": DeviceProfile(**raw["device"])}))
     except (KeyError, TypeError, ConfigurationError) as error:
         raise ExchangeError("a site described itself in an unknown form") from error
@@ -235,30 +255,34 @@ def decode(content: RecordDict) -> Answer | Refusal:
     Raises:
         ExchangeError: when it is neither a refusal code nor a released value.
     """
-    if "refusal" in content.config_records:
+    if "refusal" in content:
         try:
-            return Refusal(str(content.config_records["refusal"]["code"]))
-        except (KeyError, ValueError) as error:
+            return Refusal(_only(content, "refusal", "code"))
+        except ValueError as error:
             raise ExchangeError("a site refused with an unknown code") from error
-    manifest, arrays = _unpack(content)
-    entries = manifest.pop("entries", None)
-    texts = set(manifest) == {"operation", "head", "signature"} and all(
-        isinstance(value, str) for value in manifest.values()
-    )
-    if not texts or type(entries) is not int or entries < 1 or not is_digest(manifest["head"]):
+    manifest, blob = _unpack(content)
+    entries, operation, previous, signature = map(manifest.pop, _VOUCHER, repeat(None))
+    texts = all(isinstance(text, str) for text in (operation, signature)) and is_digest(previous)
+    if manifest or not texts or type(entries) is not int or not 1 <= entries <= _MAX_COUNT:
         raise ExchangeError("a reply has missing, unknown or malformed fields")
-    return Answer(operation_id=manifest.pop("operation"), entries=entries, arrays=arrays, **manifest)
+    return Answer(
+        operation_id=operation,
+        head=release_head(previous, entries, operation, blob),
+        entries=entries,
+        signature=signature,
+        arrays=_arrays(blob),
+    )
 
 
 def check_signature(answer: Answer, facts: SiteFacts) -> None:
-    """Refuse an answer that the ledger of a site did not sign: a mark is worth what its signature is.
+    """Refuse an answer that the ledger of a site did not sign, byte for byte.
 
     Args:
         answer: as `decode` read it.
         facts: of the site, with the public key that the server remembers.
 
     Raises:
-        ExchangeError: the signature is another's, or stands under another state.
+        ExchangeError: the signature is another's, or stands under another state or another reply.
     """
     if not is_signed(
         facts.signer, answer.signature, dataset=facts.dataset, entries=answer.entries, head=answer.head
@@ -301,6 +325,7 @@ def _task_parts(task: Task) -> tuple[str, bytes]:
         "study": task.study,
         "architectures": [a.to_json() for a in task.architectures],
         "mark": task.mark,
+        "signature": task.signature,
     }
     # safetensors writes the memory behind a strided view as if it were dense: other numbers would be sent.
     return _canonical(manifest), save({name: np.asarray(a, order="C") for name, a in task.arrays.items()})
@@ -313,12 +338,29 @@ def _pack(manifest: str, blob: bytes) -> RecordDict:
     )
 
 
-def _unpack(content: RecordDict) -> tuple[dict[str, Any], Arrays]:
+def _unpack(content: RecordDict) -> tuple[dict[str, Any], bytes]:
+    """The manifest and the bytes of the arrays of a message that holds these two and nothing else."""
+    if set(content) != {"manifest", "data"}:
+        raise ExchangeError(_FORM)
+    data = content["data"]
+    if not isinstance(data, ArrayRecord) or set(data) != {"flat"}:
+        raise ExchangeError(_FORM)
+    return _object(_only(content, "manifest", "json")), _blob(data["flat"])
+
+
+def _only(content: RecordDict, record: str, key: str) -> str:
+    """The text of a record that holds one text and nothing else."""
+    found = content.get(record)
+    if not isinstance(found, ConfigRecord) or set(found) != {key} or not isinstance(found[key], str):
+        raise ExchangeError(_FORM)
+    return str(found[key])
+
+
+def _arrays(blob: bytes) -> Arrays:
     try:
-        manifest = _object(content.config_records["manifest"]["json"])
-        return manifest, load(_blob(content.array_records["data"]["flat"]))
+        return load(blob)
     except (KeyError, ValueError, SafetensorError) as error:
-        raise ExchangeError("a message is not in the form of this protocol") from error
+        raise ExchangeError(_FORM) from error
 
 
 def _blob(array: Array) -> bytes:
@@ -327,20 +369,26 @@ def _blob(array: Array) -> bytes:
     Numpy's own reader is not asked: a forged header could name any type, a huge size, or an archive.
     """
     blob = bytes(array.data[_NPY_HEADER:])
-    if array.data != Array(np.frombuffer(blob, dtype=np.uint8)).data:
-        raise ExchangeError("a message is one flat array of bytes and one JSON object")
+    ours = Array(np.frombuffer(blob, dtype=np.uint8))
+    if array.data != ours.data or (array.dtype, tuple(array.shape), array.stype) != (
+        ours.dtype,
+        tuple(ours.shape),
+        ours.stype,
+    ):
+        raise ExchangeError(_FORM)
     return blob
 
 
-def _object(text: object) -> dict[str, Any]:
-    """Read a JSON object."""
+def _object(text: str) -> dict[str, Any]:
+    """Read a JSON object in its one spelling."""
     try:
-        value = json.loads(str(text))
+        value = json.loads(text)
+        canonical = isinstance(value, dict) and _canonical(value) == text
     except (ValueError, RecursionError) as error:
         raise ExchangeError("a message holds no JSON where this protocol has it") from error
-    if not isinstance(value, dict):
-        raise ExchangeError("a message is one flat array of bytes and one JSON object")
-    return value
+    if not canonical:
+        raise ExchangeError(_FORM)
+    return dict(value)
 
 
 def _canonical(value: Mapping[str, Any]) -> str:

@@ -81,6 +81,7 @@ CODES: Final = frozenset(
         "PRIVACY_REFUSAL",
         "PAUSED",
         "WITHDRAWN",
+        "UNKNOWN_SERVER",
         "SITE_FAILURE",
     }
 )
@@ -138,7 +139,6 @@ _RELEASED: Final = _table(
     ("names", "bytes", "20", Origin.CONSTANT, "records `manifest` and `data`, keys `json` and `flat`"),
     ("framing", "bytes", "fixed", Origin.CONSTANT, _SPELLING),
     ("entries", "integer", "its digits", Origin.LEDGER, "how often the ledger wrote; no record is counted"),
-    ("head", "digest", "66", Origin.LEDGER, _CHAIN),
     (
         "operation",
         "operation",
@@ -146,7 +146,14 @@ _RELEASED: Final = _table(
         Origin.REQUEST,
         "hash of the run, the round, the kind and the site's name",
     ),
-    ("signature", "signature", "130", Origin.LEDGER, "under dataset, entries and head; it has no randomness"),
+    ("previous", "digest", "66", Origin.LEDGER, "sha256 of the entry before this release's own"),
+    (
+        "signature",
+        "signature",
+        "130",
+        Origin.LEDGER,
+        "under dataset, entries and the release's entry; it has no randomness",
+    ),
     ("npy header", "bytes", "128", Origin.CONSTANT, "numpy's header of a flat array of bytes: its length"),
     ("safetensors header", "bytes", "8 n", Origin.REQUEST, "names, types and lengths, by the architecture"),
     ("update", "F32", "4 a parameter", Origin.RELEASE, "clipped, summed, noised; charged to search or final"),

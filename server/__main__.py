@@ -36,6 +36,7 @@ def prepare_server(
     kit = ServerKit.prepare(folder, host, port=port, public_port=public_port, user=user)
     rows = {
         "ca.crt": "for every site: by this its device knows the server",
+        "server.pub": "for every site: the server_key of its site.toml",
         "secrets/": "nobody else may read it; keep a copy of ca.key off this machine",
         SUPERLINK_UNIT: "sudo systemctl link it, then enable --now",
         SUPEREXEC_UNIT: "likewise",

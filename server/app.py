@@ -11,6 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 from fednas.config import StudyConfig, space_of
 from fednas.errors import ConfigurationError, LedgerRolledBackError, RunDirectoryError
 from fednas.privacy.marks import Mark
+from fednas.privacy.signing import TaskSigner
 from fednas.wire import PROTOCOL, Refusal, decode, decode_facts
 from server.agreement import Agreement, agree, recall
 from server.checkpoint import RunDirectory
@@ -33,20 +34,36 @@ def main(grid: Grid, context: Context) -> None:
     if not path:
         raise ConfigurationError("no run directory: pass --run-config \"run-dir='/path/to/run'\"")
     marks = str(context.run_config.get("marks-file", ""))
+    key = str(context.run_config.get("signing-key-file", ""))
     run_study(
         grid,
         Path(path),
         resume=bool(context.run_config.get("resume", False)),
         marks_file=Path(marks) if marks else None,
+        signer=TaskSigner.read(Path(key)) if key else None,
     )
 
 
-def run_study(grid: Grid, path: Path, *, resume: bool, marks_file: Path | None = None) -> None:
+def run_study(
+    grid: Grid,
+    path: Path,
+    *,
+    resume: bool,
+    marks_file: Path | None = None,
+    signer: TaskSigner | None = None,
+) -> None:
     """Conduct a study over any grid, then write its results: `conduct` says with what."""
-    write_results(conduct(grid, path, resume=resume, marks_file=marks_file))
+    write_results(conduct(grid, path, resume=resume, marks_file=marks_file, signer=signer))
 
 
-def conduct(grid: Grid, path: Path, *, resume: bool, marks_file: Path | None = None) -> Completed:
+def conduct(
+    grid: Grid,
+    path: Path,
+    *,
+    resume: bool,
+    marks_file: Path | None = None,
+    signer: TaskSigner | None = None,
+) -> Completed:
     """Run all rounds of a study over any grid.
 
     Args:
@@ -55,6 +72,7 @@ def conduct(grid: Grid, path: Path, *, resume: bool, marks_file: Path | None = N
         resume: continue after the last whole round; without it a directory that has begun is refused.
         marks_file: where the sites' ledgers were last seen, by this run or others; None keeps it in the run
             directory, as `marks.json`.
+        signer: of what the sites are asked; a site that names a server's key does nothing without it.
 
     Returns:
         The study after its last round, its results not yet written.
@@ -75,7 +93,12 @@ def conduct(grid: Grid, path: Path, *, resume: bool, marks_file: Path | None = N
     cohort = Cohort([*members, *absent], space, study)
     agreement = agree(directory, cohort, known)
     sites = Correspondence(
-        grid, members=cohort.members, federation=study.federation, marks=marks, repeats=known is not None
+        grid,
+        members=cohort.members,
+        federation=study.federation,
+        marks=marks,
+        repeats=known is not None,
+        signer=signer,
     )
     coordinator = Coordinator(sites, cohort=cohort, agreement=agreement, directory=directory, space=space)
     done = coordinator.resume() if resume else 0

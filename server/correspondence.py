@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 from fednas.config import FederationSection
 from fednas.errors import BudgetExceededError, ExchangeError, LedgerRolledBackError
 from fednas.privacy.marks import Mark
+from fednas.privacy.signing import TaskSigner
 from fednas.wire import Answer, Refusal, Task, check_answer, check_signature, decode, encode_task
 from server.cohort import Member
 from server.exchange import exchange
@@ -31,6 +32,7 @@ class Correspondence:
         members: the sites of the study; who is away now is not asked.
         federation: deadline and quorum.
         marks: where each ledger was last seen.
+        signer: of what is asked; None where the sites know no key of this server.
         repeats: the first round may have been asked before, by a server that then stopped.
 
     Guarantees:
@@ -46,12 +48,14 @@ class Correspondence:
         federation: FederationSection,
         marks: Marks,
         repeats: bool,
+        signer: TaskSigner | None = None,
     ) -> None:
         self._grid = grid
         self._members = tuple(members)
         self._federation = federation
         self._marks = marks
         self._repeats = repeats
+        self._signer = signer
         self._away = {member.facts.site: member.away for member in members if member.away}
         self._retired: dict[str, str] = {}
         self._answered: dict[str, int] = {}  # site -> entries of its ledger at its last answer
@@ -106,6 +110,8 @@ class Correspondence:
     def _message(self, member: Member, task: Task) -> Message:
         mark = self._marks.of(member.facts.dataset)
         marked = replace(task, mark="" if mark is None else mark.head)
+        if self._signer is not None:
+            marked = marked.signed(self._signer, member.facts.site)
         return Message(encode_task(marked), member.node, _MESSAGE[task.kind])
 
     def _read(self, member: Member, task: Task, reply: Message) -> Answer | Refusal:

@@ -17,6 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fednas.errors import ConfigurationError
 from fednas.operations import check_port, unit, write_secret, write_whole
+from fednas.privacy.signing import TaskSigner
 
 _HOST = re.compile(
     r"(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
@@ -131,6 +132,16 @@ class ServerKit:
         return self.folder / "ca.crt"
 
     @property
+    def signing_key(self) -> Path:
+        """With this the server signs what it asks of its sites."""
+        return self.secrets / "signing.key"
+
+    @property
+    def public_key(self) -> Path:
+        """The text that every `site.toml` has as its `server_key`; nothing secret."""
+        return self.folder / "server.pub"
+
+    @property
     def superlink(self) -> tuple[str, ...]:
         """The command that runs the SuperLink: TLS, known nodes only, apps in processes of their own."""
         return (
@@ -198,6 +209,10 @@ class ServerKit:
         secret = self.secrets / "superexec"
         if not secret.exists():
             write_secret(secret, secrets.token_bytes(32))
+        if not self.signing_key.exists():
+            write_secret(self.signing_key, secrets.token_bytes(32))
+        public_key = TaskSigner.read(self.signing_key).public_key
+        write_whole(self.public_key, f"{public_key}\n".encode())
         authority = self._authority()
         key, certificate = self.secrets / "server.key", self.folder / "server.crt"
         if not key.exists():

@@ -1,6 +1,7 @@
 """Run a scenario: write each site down as a real one would, then let the unmodified apps meet on a grid."""
 
 import platform
+import secrets
 import shutil
 import subprocess
 import uuid
@@ -21,8 +22,10 @@ from fednas.config import StudyConfig, load_site, load_sites, space_of
 from fednas.errors import ConfigurationError, FednasError, LedgerError, RunDirectoryError
 from fednas.evaluation import public_accuracy
 from fednas.export import require_exporters, run_onnx
+from fednas.operations import write_secret
 from fednas.privacy.budget import PrivacyBudget
 from fednas.privacy.ledger import read_statement
+from fednas.privacy.signing import TaskSigner
 from fednas.privacy.spend_statement import SpendStatement
 from fednas.privacy.verify import LedgerTampered, verify
 from fednas.site.datasets import load as load_records
@@ -36,6 +39,7 @@ from simulations.scenario import Scenario, ScenarioData, prepare
 
 Runtime = Literal["loopback", "workers", "ray", "deployment"]
 
+_SIGNING_KEY = Path("sites", "signing.key")  # beside the ledgers: what a run directory may hold of secrets
 _APP_DIR = Path(__file__).resolve().parent.parent
 
 
@@ -93,8 +97,18 @@ def start(scenario: Scenario, study: StudyConfig, path: Path, options: Options) 
     run = f"test-{study.name}-{study.seed}" if options.test_noise else uuid.uuid4().hex
     with _draft(path) as draft:
         create_run(draft, study, run=run, about=about(scenario, data, options))
-        test_seed = study.seed if options.test_noise else None
-        for site in prepare(data, draft, state=options.state, cap=cap, caps=caps, test_seed=test_seed):
+        secret = secrets.token_bytes(32)
+        sites = prepare(
+            data,
+            draft,
+            state=options.state,
+            cap=cap,
+            caps=caps,
+            test_seed=study.seed if options.test_noise else None,
+            server_key=TaskSigner(secret).public_key,
+        )
+        write_secret(draft / _SIGNING_KEY, secret)
+        for site in sites:
             load_records(load_site(site), study.data)
         np.savez(draft / "public_test.npz", x=data.test_x, y=data.test_y)
     try:
@@ -278,6 +292,7 @@ def _execute(path: Path, options: Options, *, resume: bool) -> dict[str, Any]:
             "run-dir": str(path.resolve()),
             "sites-dir": str((path / "sites").resolve()),
             "marks-file": str(manifest.get("marks") or ""),
+            "signing-key-file": str((path / _SIGNING_KEY).resolve()),
             "resume": resume,
         }
         if options.runtime == "ray":

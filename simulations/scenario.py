@@ -141,6 +141,7 @@ def prepare(
     cap: PrivacyBudget,
     caps: Mapping[str, PrivacyBudget] | None = None,
     test_seed: int | None = None,
+    server_key: str | None = None,
 ) -> list[Path]:
     """Write every site as its own folder, as a real site would hold it.
 
@@ -151,6 +152,7 @@ def prepare(
         cap: the budget of every site.
         caps: by name, the budgets of sites with another one.
         test_seed: seed of test noise; makes every spend non-private.
+        server_key: public key of the server that the sites obey; None obeys any.
 
     Returns:
         The paths of the `site.toml` files, in the order of the sites.
@@ -178,6 +180,7 @@ def prepare(
             non_private=not budgets[site.name].is_private,
             ledger=ledger.resolve(),
             test_seed=test_seed,
+            server_key=server_key,
             device=site.device,
         )
         np.savez(folder / "data.npz", x=site.x, y=site.y, id=np.array(site.identifiers, dtype=np.bytes_))

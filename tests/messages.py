@@ -47,7 +47,9 @@ BLOB = save({name: np.asarray(array) for name, array in TASK.arrays.items()})
 
 
 def json_record(value: object) -> ConfigRecord:
-    return ConfigRecord({"json": value if isinstance(value, str) else json.dumps(value)})
+    """A record of JSON in the spelling of the wire, or of any text."""
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return ConfigRecord({"json": text})
 
 
 def packed(manifest: object, blob: bytes) -> RecordDict:

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fednas.errors import PrivacyError
+from fednas.errors import ExchangeError, PrivacyError
 from fednas.privacy.ledger import Arrays, Released
+from fednas.privacy.signing import TaskSigner
 from fednas.wire import (
     Answer,
     Refusal,
@@ -30,6 +31,7 @@ from fednas.wire import (
 from tests.messages import DEVICE, FACTS, LARGEST, SPACE, TASK, task_of
 from tests.privacy.ledgers import SMALL, noise, open_ledger, operation
 
+_NPY_HEADER = 128
 examples = settings(deadline=None, max_examples=150)
 
 
@@ -106,13 +108,27 @@ def test_the_digest_changes_with_any_field(field: str) -> None:
 
 
 def test_no_field_is_forgotten_in_the_digest() -> None:
-    assert set(CHANGES) == {field.name for field in dataclasses.fields(Task)} - {"mark"}
+    assert set(CHANGES) == {field.name for field in dataclasses.fields(Task)} - {"mark", "signature"}
 
 
 def test_a_mark_travels_with_a_task_and_is_no_part_of_its_digest() -> None:
     marked = task_of(mark="a" * 64)
     assert marked.digest() == TASK.digest()
     assert decode_task(encode_task(marked)).mark == "a" * 64
+
+
+def test_a_servers_signature_is_good_for_one_task_one_site_and_one_mark() -> None:
+    signer, other = TaskSigner(b"s" * 32), TaskSigner(b"o" * 32)
+    signed = task_of(mark="a" * 64).signed(signer, "ward-1")
+    assert signed.digest() == TASK.digest()
+    received = decode_task(encode_task(signed))
+    assert received.is_signed_by(signer.public_key, "ward-1")
+    assert not received.is_signed_by(other.public_key, "ward-1")
+    assert not received.is_signed_by(signer.public_key, "ward-2")
+    for changes in ({"mark": ""}, {"round": 4}, {"kind": "final"}, {"study": "x"}, {"signature": ""}):
+        assert not dataclasses.replace(received, **changes).is_signed_by(signer.public_key, "ward-1")
+    spelt = dataclasses.replace(received, signature=received.signature.upper())
+    assert not spelt.is_signed_by(signer.public_key, "ward-1")
 
 
 @pytest.mark.parametrize("where", range(7))
@@ -148,13 +164,30 @@ def test_a_released_value_arrives_as_it_was_paid_for(paid: Released[Arrays]) -> 
         assert np.array_equal(answer.arrays[name], array)
 
 
+def test_one_signature_vouches_for_every_bit_of_an_answer(paid: Released[Arrays]) -> None:
+    content = encode(paid)
+    array = content.array_records["data"]["flat"]
+    for where in range(_NPY_HEADER, len(array.data)):
+        data = bytearray(array.data)
+        data[where] ^= 1
+        changed = Array(array.dtype, array.shape, array.stype, bytes(data))
+        try:
+            found = decode(
+                RecordDict({"manifest": content["manifest"], "data": ArrayRecord({"flat": changed})})
+            )
+        except ExchangeError:
+            continue  # no arrays any more
+        assert isinstance(found, Answer)
+        assert found.head != paid.head
+
+
 def test_an_answer_holds_nothing_but_the_released_arrays_and_their_voucher(paid: Released[Arrays]) -> None:
     content = encode(paid)
     assert set(content) == {"manifest", "data"}
     manifest = json.loads(str(content.config_records["manifest"]["json"]))
     assert manifest == {
         "operation": paid.operation_id,
-        "head": paid.head,
+        "previous": paid.previous,
         "entries": paid.entries,
         "signature": paid.signature,
     }

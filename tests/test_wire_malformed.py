@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from fednas.errors import ExchangeError
-from fednas.space import Architecture
 from fednas.wire import (
     PROTOCOL,
     Answer,
@@ -186,8 +185,17 @@ def test_messages_of_another_form_are_refused(content: RecordDict) -> None:
         decode(content)
 
 
+GOOD = {"entries": 4, "operation": "1" * 32, "previous": "0" * 64, "signature": "2" * 128}
+
+
 def reply(manifest: object) -> RecordDict:
+    if isinstance(manifest, dict):
+        manifest = {name: value for name, value in manifest.items() if value is not ...}
     return packed(manifest, BLOB)
+
+
+def test_what_the_malformed_replies_are_made_from_is_well_formed() -> None:
+    assert isinstance(decode(reply(GOOD)), Answer)
 
 
 @pytest.mark.parametrize(
@@ -195,10 +203,14 @@ def reply(manifest: object) -> RecordDict:
     [
         reply({}),
         reply({"operation": "0"}),
-        reply({"head": "0"}),
-        reply({"operation": 1, "head": "0"}),
-        reply({"operation": "0", "head": None}),
-        reply({"operation": "0", "head": "0", "accuracy": 0.93}),
+        reply({"previous": "0"}),
+        *[reply(GOOD | {name: ...}) for name in GOOD],
+        *[reply(GOOD | {"entries": entries}) for entries in (0, -1, 1.0, True, "4", 10**13, None)],
+        *[reply(GOOD | {"previous": digest}) for digest in (None, 3, "", "A" * 64, "0" * 63)],
+        reply(GOOD | {"operation": 1}),
+        reply(GOOD | {"signature": None}),
+        reply(GOOD | {"accuracy": 0.93}),
+        reply(json.dumps(GOOD)),
         encode_task(TASK),
         encode_facts(FACTS),
         RecordDict({"refusal": ConfigRecord()}),
@@ -291,8 +303,18 @@ def test_facts_with_any_values_are_read_or_refused(changes: dict[str, Any]) -> N
     assert decode_facts(encode_facts(facts)) == facts
 
 
-def test_an_architecture_travels_in_its_canonical_spelling() -> None:
+def test_another_spelling_of_the_same_task_is_refused() -> None:
+    """Otherwise what is signed and what came would be two things."""
     text = json.dumps(json.loads(SMALLEST.to_json()), indent=2)
-    received = decode_task(task_with(architectures=[text]))
-    assert received.architectures == (Architecture.from_json(SMALLEST.to_json()),)
-    assert received.digest() == TASK.digest()
+    others = [
+        task_with(architectures=[text]),
+        packed(json.dumps(manifest_of(encode_task(TASK)), indent=1), BLOB),
+        packed(
+            manifest_of(encode_task(TASK)),
+            save(dict(TASK.arrays), metadata={"a": "b"}),
+        ),
+        RecordDict(dict(encode_task(TASK)) | {"more": ConfigRecord()}),
+    ]
+    for content in others:
+        with pytest.raises(ExchangeError):
+            decode_task(content)

@@ -133,7 +133,7 @@ def test_every_byte_of_a_released_reply_has_a_name(pay: Callable[[Arrays], Relea
     spans = explained(encode(pay({"update": UPDATE, "alphas": ALPHAS})))
     assert spans["update"] == UPDATE.nbytes
     assert spans["alphas"] == ALPHAS.nbytes
-    assert (spans["npy header"], spans["head"], spans["operation"]) == (128, 66, 34)
+    assert (spans["npy header"], spans["previous"], spans["operation"]) == (128, 66, 34)
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 7, 999, 1000, 123_456])
@@ -152,7 +152,7 @@ def test_every_byte_of_facts_and_refusals_has_a_name() -> None:
 def message(arrays: Arrays | bytes, **changes: Any) -> RecordDict:
     """A released reply with any arrays, or any bytes, and with changes to its manifest."""
     blob = arrays if isinstance(arrays, bytes) else save(arrays)
-    manifest = {"entries": 4, "head": "0" * 64, "operation": "1" * 32, "signature": "2" * 128} | changes
+    manifest = {"entries": 4, "previous": "0" * 64, "operation": "1" * 32, "signature": "2" * 128} | changes
     text = json.dumps(
         {k: v for k, v in manifest.items() if v is not None}, sort_keys=True, separators=(",", ":")
     )
@@ -213,9 +213,9 @@ UNEXPLAINED: dict[str, Callable[[], RecordDict]] = {
     "facts that never end": lambda: respelled(lambda _: "[" * 100_000),
     "a loss in the manifest": lambda: message({"update": UPDATE}, loss=0.5),
     "a count in the manifest": lambda: message({"update": UPDATE}, num_examples=64),
-    "no head": lambda: message({"update": UPDATE}, head=None),
-    "a head of other length": lambda: message({"update": UPDATE}, head="64"),
-    "a head of capitals": lambda: message({"update": UPDATE}, head="A" * 64),
+    "no entry before": lambda: message({"update": UPDATE}, previous=None),
+    "a digest of other length": lambda: message({"update": UPDATE}, previous="64"),
+    "a digest of capitals": lambda: message({"update": UPDATE}, previous="A" * 64),
     "a signature of other length": lambda: message({"update": UPDATE}, signature="2" * 130),
     "a number of entries that is a word": lambda: message({"update": UPDATE}, entries="64"),
     "an operation with words": lambda: message({"update": UPDATE}, operation="record 17".rjust(32)),

@@ -20,7 +20,7 @@ from fednas.privacy.renyi_filter import BudgetExhaustedError, StreamsFixedError
 from fednas.privacy.signing import Signer
 from fednas.privacy.spend import FORMAT, Spend, refusal_key
 from fednas.privacy.spend_statement import SpendStatement, StreamSpend
-from fednas.privacy.store import LedgerStore, stream_key
+from fednas.privacy.store import LedgerStore, release_body, stream_key
 
 __all__ = [
     "Arrays",
@@ -262,8 +262,7 @@ class PrivacyLedger:
                 # Another process may have answered the same request meanwhile: its reply is the reply.
                 if operation.id not in self._spend.releases:
                     self._store.keep(operation.id, reply)
-                    digest = hashlib.sha256(reply).hexdigest()
-                    self._store.append("RELEASE", {"operation": operation.id, "reply": digest})
+                    self._store.append("RELEASE", release_body(operation.id, reply))
         return self._stored(operation.id)
 
     def statement(self) -> SpendStatement:
@@ -337,9 +336,9 @@ class PrivacyLedger:
 
     def _stored(self, operation_id: str) -> Released[Arrays]:
         self._catch_up()
-        digest, head, entries, signature = self._spend.releases[operation_id]
+        release = self._spend.releases[operation_id]
         reply = self._store.reply(operation_id)
-        if reply is None or hashlib.sha256(reply).hexdigest() != digest:
+        if reply is None or hashlib.sha256(reply).hexdigest() != release.reply:
             raise LedgerError(
                 f"the stored reply of operation {operation_id} is not the released one: restore the file"
             )
@@ -350,9 +349,10 @@ class PrivacyLedger:
         return Released(
             value=value,
             operation_id=operation_id,
-            head=head,
-            entries=entries,
-            signature=signature,
+            previous=release.previous,
+            head=release.head,
+            entries=release.entries,
+            signature=release.signature,
             seal=SEAL,
         )
 

@@ -46,6 +46,8 @@ class Released(_Sealed, Generic[T]):
     Args:
         value: what the mechanism made, read back from the ledger; read-only.
         operation_id: of the operation that was charged.
+        previous: digest of the entry before the RELEASE entry: with it, whoever has the reply can compute the
+            head, so that one signature vouches for every byte.
         head: digest of the ledger's RELEASE entry, the same each time the reply is asked for.
         entries: number of entries up to that head: it never decreases between new releases.
         signature: of the ledger under its dataset, entries and head; see `fednas.privacy.signing`.
@@ -56,6 +58,7 @@ class Released(_Sealed, Generic[T]):
 
     value: T = field(repr=False)
     operation_id: str
+    previous: str
     head: str
     entries: int
     signature: str

@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, final
 
 from fednas.errors import ConfigurationError, LedgerError, PrivacyError
@@ -20,6 +20,26 @@ from fednas.privacy.spend_statement import SpendStatement, StreamSpend
 from fednas.privacy.store import Entry
 
 FORMAT: Final = 2
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """A RELEASE entry: what was sent, and where in the chain it stands.
+
+    Args:
+        reply: sha256 of the bytes that were sent.
+        previous: digest of the entry before it.
+        head: digest of this entry.
+        entries: number of entries with it.
+        signature: of the ledger under its dataset, these entries and this head; "" until it is written.
+    """
+
+    reply: str
+    previous: str
+    head: str
+    entries: int
+    signature: str = ""
 
 
 @final
@@ -42,8 +62,7 @@ class Spend:
     spent: Counter[tuple[str, str]] = field(default_factory=Counter)  # (run, allowance) -> amount
     filter: RenyiFilter | None = None  # of a cap with an order
     operations: dict[str, tuple[str, str]] = field(default_factory=dict)  # id -> (kind, digest)
-    # id -> (reply, head, entries, signature)
-    releases: dict[str, tuple[str, str, int, str]] = field(default_factory=dict)
+    releases: dict[str, Release] = field(default_factory=dict)  # by the operation's id
     refusals: set[str] = field(default_factory=set)
     num_reservations: int = 0
     _latest: str = ""  # the operation of a RELEASE whose signature is still to come
@@ -68,16 +87,18 @@ class Spend:
             ) from error
         if entry.kind == "CHECKPOINT":
             self._take_signature(str(entry.body["signature"]))
-        self.entries, self.head = entry.seq + 1, entry.digest
+        previous, self.entries, self.head = self.head, entry.seq + 1, entry.digest
         if entry.kind == "RELEASE":
             self._latest = entry.body["operation"]
-            self.releases[self._latest] = (entry.body["reply"], self.head, self.entries, "")
+            self.releases[self._latest] = Release(
+                reply=entry.body["reply"], previous=previous, head=self.head, entries=self.entries
+            )
 
     def _take_signature(self, signature: str) -> None:
         """Remember what a CHECKPOINT says of the entry before it."""
         self._signature, self._checked = (signature, self.entries, self.head), False
         if self._latest:
-            self.releases[self._latest] = (*self.releases[self._latest][:3], signature)
+            self.releases[self._latest] = replace(self.releases[self._latest], signature=signature)
             self._latest = ""
 
     def check_signature(self) -> None:

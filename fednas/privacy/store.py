@@ -67,6 +67,31 @@ def chain(previous: str, seq: int, kind: str, body: str) -> str:
     return hashlib.sha256(f"{previous}\n{seq}\n{kind}\n{body}".encode()).hexdigest()
 
 
+def release_body(operation: str, reply: bytes) -> dict[str, str]:
+    """What a RELEASE entry says: which operation was answered, and with exactly which bytes.
+
+    Args:
+        operation: the operation's identifier.
+        reply: the bytes that are stored and sent.
+    """
+    return {"operation": operation, "reply": hashlib.sha256(reply).hexdigest()}
+
+
+def release_head(previous: str, entries: int, operation: str, reply: bytes) -> str:
+    """Digest of the RELEASE entry of a reply: whoever has the reply can compute what its ledger signed.
+
+    Args:
+        previous: digest of the entry before it.
+        entries: number of entries with it, at least 1.
+        operation: the operation's identifier.
+        reply: the bytes that are stored and sent.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    return chain(previous, entries - 1, "RELEASE", canonical_json(release_body(operation, reply)))
+
+
 @final
 class LedgerStore:
     """Durable, append-only storage; it knows nothing about privacy.

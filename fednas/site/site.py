@@ -9,7 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fednas.config import SiteConfig, StudyConfig, load_site, parse_study, space_of
-from fednas.errors import ConfigurationError, InfeasibleDeviceError, LedgerRolledBackError
+from fednas.errors import (
+    ConfigurationError,
+    InfeasibleDeviceError,
+    LedgerRolledBackError,
+    UnknownServerError,
+)
 from fednas.evaluation import noised_counts
 from fednas.privacy.ledger import Arrays, Permit, PrivacyLedger, Released
 from fednas.privacy.plan import PrivacyPlan
@@ -92,10 +97,16 @@ class Site:
         Raises:
             ConfigurationError, ExchangeError: a malformed task.
             InfeasibleDeviceError: a path that does not fit this device.
+            UnknownServerError: the site names a server's key, and the task is not signed with it.
             LedgerRolledBackError: the ledger has never been where the server saw it.
             SitePausedError, ConsentWithdrawnError: the owner allows no answer, at its beginning or its end.
             PrivacyError: the ledger refuses.
         """
+        if self._config.server_key and not task.is_signed_by(self._config.server_key, self._config.name):
+            raise UnknownServerError(
+                "a task is not signed with the server_key of site.toml, and nothing was done: compare it "
+                "with the operator's server.pub, or find out who asks"
+            )
         if task.mark and not self._ledger.contains(task.mark):
             raise LedgerRolledBackError(
                 f"{self._config.ledger} has never been in the state {task.mark[:16]} that the server saw: it "

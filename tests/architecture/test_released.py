@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("fednas", "server", "client", "simulations")
 MAKERS = {"fednas/privacy/ledger.py"}
 GUARDED = {"Released", "Permit"}
-FIELDS = {"value", "operation_id", "head", "entries", "seal"}
+FIELDS = {"value", "operation_id", "previous", "head", "entries", "seal"}
 
 
 def violations(source: str) -> list[str]:
@@ -200,7 +200,15 @@ def test_constructors_refuse_everybody_else(paid: Released[Arrays]) -> None:
     value = {"secret": np.zeros(1)}
     for seal in (None, object(), True):
         with pytest.raises(PrivacyError, match=r"only PrivacyLedger\.release"):
-            Released(value=value, operation_id="0", head="0", entries=1, signature="0", seal=seal)
+            Released(
+                value=value,
+                operation_id="0",
+                previous="0",
+                head="0",
+                entries=1,
+                signature="0",
+                seal=seal,
+            )
         with pytest.raises(PrivacyError, match=r"only PrivacyLedger\.release"):
             Permit(plan=SMALL, charges={"search": 1}, entropy=SecureEntropy(), seal=seal)
     with pytest.raises(PrivacyError, match=r"only PrivacyLedger\.release"):

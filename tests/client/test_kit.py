@@ -20,6 +20,7 @@ data = "data.npz"
 declared_size = 100
 epsilon = 3.0
 ledger = "ledger.sqlite"
+server_key = "0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f"
 
 [device]
 tier = "edge"
@@ -91,6 +92,14 @@ def test_what_is_no_certificate_is_refused(tmp_path: Path, site: Path) -> None:
         prepare(tmp_path / "kit", site, tmp_path / "missing")
     with pytest.raises(ConfigurationError, match="no certificate"):
         prepare(tmp_path / "kit", site, site)
+
+
+def test_a_device_that_would_obey_anybody_is_not_prepared(
+    tmp_path: Path, site: Path, authority: Path
+) -> None:
+    site.write_text("\n".join(line for line in SITE.splitlines() if "server_key" not in line))
+    with pytest.raises(ConfigurationError, match=r"no server_key.*server\.pub"):
+        prepare(tmp_path / "kit", site, authority)
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd here")

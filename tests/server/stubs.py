@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from safetensors.numpy import save
 
@@ -17,12 +17,14 @@ from fednas.privacy.events import Gaussian, PoissonGaussian
 from fednas.privacy.ledger import Arrays
 from fednas.privacy.plan import PrivacyPlan
 from fednas.privacy.signing import Signer
+from fednas.privacy.store import release_head
 from fednas.wire import Refusal, SiteFacts, Task, decode_task, encode_facts, encode_refusal
 from server.agreement import Agreement, store
 from server.app import conduct
 from server.checkpoint import RunDirectory, create_run
 from server.report import Completed
 from simulations.loopback import InProcessGrid
+from tests.messages import json_record
 from tests.simulations import tiny
 
 EVENTS = (
@@ -93,16 +95,17 @@ def pack(
         entries: of the ledger with this reply; by default ten for every round so far.
         key: of the ledger, by default the site's own.
     """
-    head, count = digest(site, task.round, task.kind), 10 * task.round if entries is None else entries
+    previous, count = digest(site, task.round, task.kind), 10 * task.round if entries is None else entries
+    operation, blob = task.operation(site).id, save(arrays)
+    head = release_head(previous, count, operation, blob)
     manifest = {
-        "operation": task.operation(site).id,
-        "head": head,
         "entries": count,
+        "operation": operation,
+        "previous": previous,
         "signature": (key or signer(site)).sign(f"tiny/{site}", count, head),
     }
-    flat = Array(np.frombuffer(save(arrays), dtype=np.uint8))
-    content = ConfigRecord({"json": json.dumps(manifest)})
-    return RecordDict({"manifest": content, "data": ArrayRecord({"flat": flat})})
+    flat = Array(np.frombuffer(blob, dtype=np.uint8))
+    return RecordDict({"manifest": json_record(manifest), "data": ArrayRecord({"flat": flat})})
 
 
 def arrays_for(site: str, task: Task) -> Arrays:

@@ -1,13 +1,12 @@
 """One of seven sites is hostile: what it sends is rejected with its code, and changes nothing of the rest."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fednas.config import StudyConfig
 from fednas.privacy.signing import Signer
@@ -15,6 +14,7 @@ from fednas.wire import Refusal, Task
 from server.agreement import Agreement, store
 from server.checkpoint import RunDirectory, create_run
 from server.report import Completed
+from tests.messages import json_record, manifest_of
 from tests.server.stubs import (
     PLAN,
     Stubs,
@@ -64,10 +64,19 @@ def replayed(site: str, task: Task) -> RecordDict:
 
 
 def renamed(site: str, task: Task) -> RecordDict:
-    """The same under this round's name: only the ledger's state gives it away."""
+    """The same under this round's name: the ledger never signed that."""
     content = replayed(site, task)
-    manifest = json.loads(str(content["manifest"]["json"])) | {"operation": task.operation(site).id}
-    return RecordDict({"manifest": ConfigRecord({"json": json.dumps(manifest)}), "data": content["data"]})
+    manifest = manifest_of(content) | {"operation": task.operation(site).id}
+    return RecordDict({"manifest": json_record(manifest), "data": content["data"]})
+
+
+def flipped(site: str, task: Task) -> RecordDict:
+    """A value that the ledger released, but for its last bit."""
+    content = honest(site, task)
+    array = content.array_records["data"]["flat"]
+    blob = array.data[:-4] + bytes([array.data[-4] ^ 1]) + array.data[-3:]
+    data = ArrayRecord({"flat": Array(array.dtype, array.shape, array.stype, blob)})
+    return RecordDict({"manifest": content["manifest"], "data": data})
 
 
 def bare(site: str, task: Task) -> RecordDict:
@@ -96,7 +105,8 @@ ATTACKS: dict[str, tuple[Hostile, str]] = {
         MALFORMED,
     ),
     "the answer of the round before": (replayed, MALFORMED),
-    "the answer of the round before as one of this": (renamed, ROLLED_BACK),
+    "the answer of the round before as one of this": (renamed, MALFORMED),
+    "an answer with one bit of one weight changed": (flipped, MALFORMED),
     "an answer of no new entry": (
         lambda site, task: pack(site, task, arrays_for(site, task), entries=10 * STRUCK - 15),
         ROLLED_BACK,

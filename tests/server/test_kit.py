@@ -11,6 +11,7 @@ import pytest
 from cryptography import x509
 
 from fednas.errors import ConfigurationError
+from fednas.privacy.signing import TaskSigner, is_signed_task
 from server.kit import ServerKit
 
 
@@ -22,11 +23,24 @@ def test_secrets_are_readable_by_their_owner_alone(tmp_path: Path) -> None:
     kit = ServerKit.prepare(tmp_path / "kit", ["fl.example.org"])
     assert mode(kit.secrets) == 0o700
     files = sorted(path.name for path in kit.secrets.iterdir())
-    assert files == ["ca.key", "server.key", "superexec"]
+    assert files == ["ca.key", "server.key", "signing.key", "superexec"]
     assert {mode(kit.secrets / name) for name in files} == {0o600}
     assert len((kit.secrets / "superexec").read_bytes()) == 32
     secret = b"PRIVATE KEY"
     assert not [path for path in kit.folder.iterdir() if path.is_file() and secret in path.read_bytes()]
+
+
+def test_the_text_for_the_sites_is_the_public_half_of_the_signing_key(tmp_path: Path) -> None:
+    kit = ServerKit.prepare(tmp_path / "kit", ["fl.example.org"])
+    text = kit.public_key.read_text().strip()
+    signature = TaskSigner.read(kit.signing_key).sign("ward", "0" * 64, "")
+    assert is_signed_task(text, signature, site="ward", digest="0" * 64, mark="")
+    kit.signing_key.chmod(0o600)
+    kit.signing_key.write_bytes(b"short")
+    with pytest.raises(ConfigurationError, match="expected 32 bytes"):
+        TaskSigner.read(kit.signing_key)
+    with pytest.raises(ConfigurationError, match="cannot read"):
+        TaskSigner.read(tmp_path / "nowhere")
 
 
 def test_a_second_preparation_keeps_every_key_and_renews_the_certificate(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from fednas.errors import ExchangeError, LedgerRolledBackError, RunDirectoryErro
 from fednas.privacy.marks import Mark
 from fednas.privacy.signing import Signer
 from fednas.supernet import Supernet
-from fednas.wire import Refusal, Task
+from fednas.wire import Answer, Refusal, Task, decode
 from server.marks import Marks
 from tests.server.stubs import (
     ENTRIES,
@@ -126,7 +126,9 @@ def test_every_task_carries_the_newest_mark_and_a_first_one_none(study: StudyCon
     last: dict[str, str] = {}
     for site, task in stubs.tasks:
         assert task.mark == last.get(site, "")
-        last[site] = digest(site, task.round, task.kind)
+        answer = decode(honest(site, task))
+        assert isinstance(answer, Answer)
+        last[site] = answer.head
     assert {site: of(tmp_path / "run" / "marks.json", site).head for site in last} == last
 
 
@@ -215,7 +217,8 @@ def test_an_answer_that_its_ledger_did_not_sign_is_malformed_and_moves_no_mark(
         content = pack("cobra" if forged == "dataset" else site, task, arrays)
         if forged == "entries":
             manifest = content.config_records["manifest"]
-            manifest["json"] = str(manifest["json"]).replace('"entries": 20', '"entries": 9000')
+            manifest["json"] = str(manifest["json"]).replace('"entries":20', '"entries":9000')
+            assert "9000" in str(manifest["json"])
         return content
 
     path = folder(tmp_path / "run", study)
