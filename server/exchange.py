@@ -1,5 +1,6 @@
 """Push once, stream the replies, stop at the deadline: one exchange with a cohort over any Flower grid."""
 
+import logging
 import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -8,6 +9,7 @@ from typing import Protocol, final
 
 from flwr.app import Error, Message
 from flwr.serverapp import Grid
+from google.protobuf.message import DecodeError
 
 from fednas.errors import ExchangeError
 
@@ -30,6 +32,9 @@ MISROUTED_REPLY = "MISROUTED_REPLY"
 _EXPIRED = frozenset({3, 4})
 _CODE = re.compile(r"[A-Z_]{1,40}")
 _FIRST_PAUSE_S = 0.005
+# What Flower raises on bytes that are no message. It is no failure of the network: that travels.
+_UNREADABLE = (DecodeError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
+_log = logging.getLogger("fednas.server")
 
 
 class Clock(Protocol):
@@ -136,7 +141,9 @@ def exchange(
         reply = replies.get(node)
         if reply is None:
             continue
-        if reply.has_error():
+        if isinstance(reply, str):
+            failed[node] = reply
+        elif reply.has_error():
             if reply.error.code in _EXPIRED:
                 late.add(node)
             else:
@@ -188,29 +195,48 @@ def _collect(
     quorum: int | None,
     poll_s: float,
     clock: Clock,
-) -> dict[int, Message]:
+) -> dict[int, Message | str]:
     """Take replies out of `pending` until all came, enough came, or time is up; what remains is late."""
-    replies: dict[int, Message] = {}
+    replies: dict[int, Message | str] = {}
     good = 0
     end = clock.now() + deadline_s
     pause = min(_FIRST_PAUSE_S, poll_s)
     while pending:
-        arrived = False
-        for reply in grid.pull_messages(list(pending)):
-            # An error made by the SuperLink names the SuperLink as its source, so replies are told apart
-            # by what they answer.
-            node = pending.pop(reply.metadata.reply_to_message_id, None)
-            if node is None:
+        begun, arrived = clock.now(), False
+        for identity in list(pending):
+            reply = _look(grid, identity)
+            if reply is None:
                 continue
             arrived = True
-            replies[node] = reply
-            good += not reply.has_error()
+            replies[pending.pop(identity)] = reply
+            good += not isinstance(reply, str) and not reply.has_error()
+            if clock.now() > end:
+                break
         remaining = end - clock.now()
         if not pending or remaining <= 0 or (quorum is not None and good >= quorum):
             break
         if arrived:
             pause = min(_FIRST_PAUSE_S, poll_s)
         else:
-            clock.pause(min(pause, remaining))
+            # Over a network each look is a request: they take at most a quarter of the time.
+            clock.pause(min(max(pause, 3.0 * (clock.now() - begun)), remaining))
             pause = min(2 * pause, poll_s)
     return replies
+
+
+def _look(grid: Grid, identity: str) -> Message | str | None:
+    """The reply to one message, a constant code for one that cannot be read or answers another, or None.
+
+    Messages are looked for one by one: a node writes all of its reply, also the part that says who answers
+    what. Of several replies at once, one that Flower cannot read would take the others with it, and one could
+    stand in another's place.
+    """
+    try:
+        found = list(grid.pull_messages([identity]))
+    except _UNREADABLE as error:
+        _log.warning("a reply cannot be read: %s", type(error).__name__)
+        return MALFORMED_REPLY
+    if not found:
+        return None
+    (reply,) = found
+    return reply if reply.metadata.reply_to_message_id == identity else MISROUTED_REPLY

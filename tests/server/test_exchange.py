@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterable
 
+import numpy as np
 import pytest
-from flwr.app import Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, Error, Message, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -124,10 +125,10 @@ def test_it_ends_at_the_deadline_and_not_after_it(clock: FakeClock, handed: list
     assert outcome.late == (2,)
 
 
-def test_a_deadline_of_zero_looks_once(clock: FakeClock, keep: Keep) -> None:
+def test_a_deadline_of_zero_looks_once_for_each_reply(clock: FakeClock, keep: Keep) -> None:
     grid = ScriptedGrid(clock, {1: 0.0, 2: 1.0})
     outcome = exchange(grid, ask(1, 2), on_reply=keep, deadline_s=0.0, clock=clock)
-    assert (outcome.ok, outcome.late, grid.looks) == ((1,), (2,), 1)
+    assert (outcome.ok, outcome.late, grid.looks) == ((1,), (2,), 2)
 
 
 def test_it_ends_at_the_quorum_and_counts_no_errors(clock: FakeClock, handed: list[int], keep: Keep) -> None:
@@ -239,7 +240,9 @@ def test_a_reply_in_the_name_of_another_node_is_refused(clock: FakeClock, keep: 
     assert outcome.failed == {1: "MISROUTED_REPLY"}
 
 
-def test_a_stray_reply_is_ignored(clock: FakeClock, handed: list[int], keep: Keep) -> None:
+def test_a_reply_that_answers_another_message_is_refused(
+    clock: FakeClock, handed: list[int], keep: Keep
+) -> None:
     grid = ScriptedGrid(clock, {1: 0.0, 2: 1.0})
 
     def stray(message: Message) -> Message:
@@ -249,7 +252,56 @@ def test_a_stray_reply_is_ignored(clock: FakeClock, handed: list[int], keep: Kee
 
     grid.answers[1] = stray
     outcome = exchange(grid, ask(1, 2), on_reply=keep, deadline_s=2.0, clock=clock)
-    assert (handed, outcome.late) == ([2], (1,))
+    assert (handed, outcome.failed) == ([2], {1: "MISROUTED_REPLY"})
+
+
+def test_a_node_cannot_answer_in_the_place_of_another(
+    clock: FakeClock, handed: list[int], keep: Keep
+) -> None:
+    grid = ScriptedGrid(clock, {1: 0.0, 2: 1.0})
+
+    def forge(message: Message) -> Message:
+        reply = Message(RecordDict(), reply_to=message)
+        victim = grid.sent[-1].metadata.message_id[:-1] + "2"
+        reply.metadata.__dict__.update(_reply_to_message_id=victim, _src_node_id=2)
+        return reply
+
+    grid.answers[1] = forge
+    outcome = exchange(grid, ask(1, 2), on_reply=keep, deadline_s=2.0, clock=clock)
+    assert (handed, outcome.failed) == ([2], {1: "MISROUTED_REPLY"})
+
+
+class GarblingGrid(ScriptedGrid):
+    """One reply has a body that is no protocol buffer; a SuperLink looks at the head of it only."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        found = super().pull_messages(message_ids)
+        for message in found:
+            if message.metadata.src_node_id == 1:
+                inflated = Array(np.zeros(3)).deflate()
+                head, divider, body = inflated.partition(b"\x00")
+                Array.inflate(head + divider + b"\xff" * len(body))
+        return found
+
+
+def test_a_reply_that_flower_cannot_read_costs_its_own_node_and_nobody_else(
+    clock: FakeClock, handed: list[int], keep: Keep
+) -> None:
+    grid = GarblingGrid(clock, {1: 0.0, 2: 0.0, 3: 0.0})
+    outcome = exchange(grid, ask(2, 1, 3), on_reply=keep, deadline_s=2.0, clock=clock)
+    assert (handed, outcome.failed) == ([2, 3], {1: "MALFORMED_REPLY"})
+
+
+class BrokenGrid(ScriptedGrid):
+    """A network that is gone."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        raise ConnectionError("the SuperLink is gone")
+
+
+def test_a_network_that_fails_is_no_malformed_reply(clock: FakeClock, keep: Keep) -> None:
+    with pytest.raises(ConnectionError):
+        exchange(BrokenGrid(clock, {1: 0.0}), ask(1), on_reply=keep, deadline_s=2.0, clock=clock)
 
 
 def test_two_messages_for_one_node_are_our_mistake(clock: FakeClock, keep: Keep) -> None:
