@@ -202,7 +202,7 @@ def decode_task(content: RecordDict) -> Task:
         raise ExchangeError("a task has a field of another type")
     if arrays.keys() - {"alphas"} != {f"weights.{index}" for index in range(len(architectures))}:
         raise ExchangeError("a task has other arrays than its architectures need")
-    if _task_parts(task) != (_only(content, "manifest", "json"), blob):
+    if _manifest(task) != _only(content, "manifest", "json"):
         raise ExchangeError("a task is spelt in another way than this protocol's")
     return task
 
@@ -315,8 +315,8 @@ def check_answer(answer: Answer, task: Task) -> None:
             raise ExchangeError("a reply has values that are not finite")
 
 
-def _task_parts(task: Task) -> tuple[str, bytes]:
-    manifest = {
+def _manifest(task: Task) -> str:
+    fields = {
         "protocol": PROTOCOL,
         "kind": task.kind,
         "run": task.run,
@@ -327,8 +327,12 @@ def _task_parts(task: Task) -> tuple[str, bytes]:
         "mark": task.mark,
         "signature": task.signature,
     }
+    return _canonical(fields)
+
+
+def _task_parts(task: Task) -> tuple[str, bytes]:
     # safetensors writes the memory behind a strided view as if it were dense: other numbers would be sent.
-    return _canonical(manifest), save({name: np.asarray(a, order="C") for name, a in task.arrays.items()})
+    return _manifest(task), save({name: np.asarray(a, order="C") for name, a in task.arrays.items()})
 
 
 def _pack(manifest: str, blob: bytes) -> RecordDict:
@@ -357,10 +361,14 @@ def _only(content: RecordDict, record: str, key: str) -> str:
 
 
 def _arrays(blob: bytes) -> Arrays:
+    """Read arrays in their one spelling: a header could say the same, and more, in many ways."""
     try:
-        return load(blob)
+        arrays = load(blob)
     except (KeyError, ValueError, SafetensorError) as error:
         raise ExchangeError(_FORM) from error
+    if save(arrays) != blob:
+        raise ExchangeError(_FORM)
+    return arrays
 
 
 def _blob(array: Array) -> bytes:

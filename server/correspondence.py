@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, final
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fednas.config import FederationSection
@@ -84,7 +84,7 @@ class Correspondence:
 
         def receive(node: int, reply: Message) -> None:
             member = members[node]
-            found = self._read(member, tasks[member], reply)
+            found = self.examine(member, tasks[member], reply.content)
             if isinstance(found, Refusal):
                 sites[member.facts.site] = {"outcome": found.value}
                 return
@@ -107,21 +107,20 @@ class Correspondence:
         self._answered |= {member.facts.site: answer.entries for member, answer in answers.items()}
         return answers, dict(sorted(sites.items()))
 
-    def _message(self, member: Member, task: Task) -> Message:
-        mark = self._marks.of(member.facts.dataset)
-        marked = replace(task, mark="" if mark is None else mark.head)
-        if self._signer is not None:
-            marked = marked.signed(self._signer, member.facts.site)
-        return Message(encode_task(marked), member.node, _MESSAGE[task.kind])
-
-    def _read(self, member: Member, task: Task, reply: Message) -> Answer | Refusal:
+    def examine(self, member: Member, task: Task, content: RecordDict) -> Answer | Refusal:
         """A site's answer, once everything about it has been checked, or why there is none.
 
+        Args:
+            member: who was asked.
+            task: what it was asked, without a mark.
+            content: what came in its name.
+
         Raises:
-            ExchangeError: it is malformed, or not signed by the ledger that the site showed.
+            ExchangeError: it is malformed, not what was asked for, beyond what an honest site could give, or
+                not signed by the ledger that the site showed.
         """
         site = member.facts.site
-        answer = decode(reply.content)
+        answer = decode(content)
         if answer in (Refusal.BUDGET_EXHAUSTED, Refusal.WITHDRAWN):
             self._retired[site] = answer.value
         if answer is Refusal.LEDGER_ROLLED_BACK:
@@ -143,6 +142,13 @@ class Correspondence:
             self._suspend(site, str(error))
             return Refusal.LEDGER_ROLLED_BACK
         return answer
+
+    def _message(self, member: Member, task: Task) -> Message:
+        mark = self._marks.of(member.facts.dataset)
+        marked = replace(task, mark="" if mark is None else mark.head)
+        if self._signer is not None:
+            marked = marked.signed(self._signer, member.facts.site)
+        return Message(encode_task(marked), member.node, _MESSAGE[task.kind])
 
     def _suspend(self, site: str, reason: str) -> None:
         self._away[site] = Refusal.LEDGER_ROLLED_BACK.value

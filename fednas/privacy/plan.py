@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Self
 
-from fednas.errors import ConfigurationError, UnsupportedEventError
+from fednas.errors import BudgetExceededError, ConfigurationError, PrivacyError, UnsupportedEventError
 from fednas.privacy.accounting import epsilon_at_order, epsilon_pld
 from fednas.privacy.allowance import READS, STREAMS, Allowance, ReleaseSchedule, stream_shares
 from fednas.privacy.budget import PrivacyBudget
@@ -69,6 +69,25 @@ class PrivacyPlan:
             ConfigurationError: a stream that is read holds no records, or no noise is enough.
         """
         return _calibrate(budget, stream_shares(proportions), schedule)
+
+    def check_covers(self, charges: Mapping[str, int]) -> None:
+        """Refuse charges that not even a run that has spent nothing could pay: opening a plan is spending.
+
+        Args:
+            charges: steps or releases for each allowance.
+
+        Raises:
+            PrivacyError: the plan has no such allowance.
+            BudgetExceededError: it has fewer steps or releases of it.
+        """
+        amounts = {allowance.name: allowance.event.amount for allowance in self.allowances}
+        for name, amount in charges.items():
+            if name not in amounts:
+                raise PrivacyError(f"this plan has no allowance {name!r} to pay with; plan one")
+            if amount > (has := amounts[name]):
+                raise BudgetExceededError(
+                    f"{amount} of {name} are asked at once, and the whole plan has {has}; plan more of it"
+                )
 
     def allowance(self, name: str) -> Allowance:
         """Return the allowance of a name.

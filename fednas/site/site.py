@@ -119,10 +119,12 @@ class Site:
         _check_form(task)
         networks = [self._network(task, index, space, study) for index in range(len(task.architectures))]
         charges, work = self._mechanism(task, networks, study, plan)
+        operation = task.operation(self._config.name)
+        plan.check_covers(charges)
         records = self._open_records(study, plan)
         self._ledger.open_plan(task.run, plan)
         released = self._ledger.release(
-            task.operation(self._config.name), charges=charges, mechanism=lambda permit: work(records, permit)
+            operation, charges=charges, mechanism=lambda permit: work(records, permit)
         )
         # The work takes a while: what the owner said meanwhile holds for what it made.
         Consent.of(self._config).check(study.name)
@@ -223,7 +225,8 @@ def _check_form(task: Task) -> None:
     """Refuse a task whose parts do not belong together.
 
     Raises:
-        ConfigurationError: another number of architectures, or other arrays, than its kind has.
+        ConfigurationError: another number of architectures, or other arrays, than its kind has, or what is no
+            finite vector.
     """
     count = len(task.architectures)
     if (count != 1) if task.kind != "evaluate" else (count < 1):
@@ -231,6 +234,13 @@ def _check_form(task: Task) -> None:
     expected = {f"weights.{index}" for index in range(count)}
     if set(task.arrays) not in (expected, expected | {"alphas"} if task.kind == "train" else expected):
         raise ConfigurationError("a task holds the weights of each of its architectures and nothing else")
+    for name, array in task.arrays.items():
+        dtype = np.float64 if name == "alphas" else np.float32
+        if array.dtype != dtype or array.ndim != 1 or not np.isfinite(array).all():
+            raise ConfigurationError(
+                "a task holds values that are not finite, or arrays of another type or shape; "
+                "nothing can be learned from them"
+            )
 
 
 @lru_cache(maxsize=64)
