@@ -43,19 +43,31 @@ def prepare_site(
     authority: Annotated[Path, typer.Option(help="The server's ca.crt, from its operator.")],
     port: Annotated[int, typer.Option(help="Of the device's own apps, on the loopback interface.")] = 9094,
     user: Annotated[str, typer.Option(help="Under whom systemd runs it.")] = "fednas",
+    ledger: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT at which auditors shall reach its ledger. Default: they do not."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make the device's key and its systemd unit in FOLDER; a key that is there is kept.
+    """Make the device's key and its systemd units in FOLDER; a key that is there is kept.
 
     No record is read."""
-    from client.kit import UNIT, SiteKit
+    from client.kit import LEDGER_UNIT, UNIT, SiteKit
 
-    kit = SiteKit.prepare(folder, site, superlink=superlink, authority=authority, port=port, user=user)
+    kit = SiteKit.prepare(
+        folder, site, superlink=superlink, authority=authority, port=port, user=user, ledger=ledger
+    )
     rows = {
         kit.public_key.name: "for the server's operator: flwr supernode register",
         kit.key.name: "nobody else may read it; it never leaves the device",
         UNIT: "sudo systemctl link it, then enable --now",
     }
+    if ledger is not None:
+        rows |= {
+            "ledger.csr": "for the server's operator: python -m server issue; keep the answer as ledger.crt",
+            "ledger.key": "nobody else may read it; it never leaves the device",
+            LEDGER_UNIT: "likewise, once ledger.crt and auditors.crt are in the kit",
+        }
     if as_json:
         print_json({"folder": str(kit.folder), "superlink": superlink, "files": sorted(rows)})
         return

@@ -1,9 +1,7 @@
 """Measure this machine and suggest the device profile that its owner may declare."""
 
-import os
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Final
 
@@ -13,14 +11,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fednas.devices import DeviceProfile, Timing, fit
 from fednas.errors import ConfigurationError
+from fednas.operations import free_memory_bytes
 
 Clock = Callable[[], float]  # seconds, monotonic
 
 _INPUT_SHAPE: Final = (1, 8, 16, 16)
 _WIDTHS: Final = (8, 16, 32, 64, 96)
 _WARM_UP: Final = 5
-_CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/memory.max")
-_MEMINFO: Final = Path("/proc/meminfo")
 
 
 def suggest(
@@ -107,33 +104,6 @@ def time_networks(networks: Sequence[nn.Module], *, repeats: int, clock: Clock) 
         Timing(macs=_count_macs(network), latency_ms=1e3 * median(taken))
         for network, taken in zip(networks, seconds, strict=True)
     ]
-
-
-def free_memory_bytes(*, meminfo: Path = _MEMINFO, cgroup_limit: Path = _CGROUP_LIMIT) -> int:
-    """Return the memory that is free now, within the limit of this process's container.
-
-    Args:
-        meminfo: the kernel's table of memory.
-        cgroup_limit: the file that holds the container's limit.
-
-    Returns:
-        Bytes.
-
-    Raises:
-        ConfigurationError: the system does not tell.
-    """
-    limits: list[int] = []
-    if meminfo.is_file():
-        table = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-        limits += [int(table["MemAvailable"].split()[0]) * 1024] if "MemAvailable" in table else []
-    elif "SC_PHYS_PAGES" in os.sysconf_names:
-        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    if limits and cgroup_limit.is_file():
-        text = cgroup_limit.read_text().strip()
-        limits += [int(text)] if text.isdigit() else []  # "max" is no limit
-    if not limits:
-        raise ConfigurationError("this system does not tell its free memory; state memory_bytes")
-    return min(limits)
 
 
 def _count_macs(network: nn.Module) -> int:

@@ -1,6 +1,8 @@
-"""What operators and sites start programs by: secrets, files that are whole, systemd units."""
+"""What operators and sites start programs by: secrets, files that are whole, addresses, systemd units."""
 
+import ipaddress
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,12 +11,17 @@ from typing import Final
 from fednas.errors import ConfigurationError
 
 _RESTART_S: Final = 15  # a SuperNode that was killed may come back after its lease of 60 s
-_QUIET: Final[Mapping[str, str]] = {
+QUIET: Final[Mapping[str, str]] = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "OMP_NUM_THREADS": "1",
 }
+"""Variables of every unit: Flower calls nobody and installs nothing, and a process has one thread."""
+
+_ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9_][A-Za-z0-9._-]{0,252}):([0-9]{1,5})")
+_MEMINFO: Final = Path("/proc/meminfo")
+_CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/memory.max")
 
 
 def write_secret(path: Path, content: bytes) -> None:
@@ -59,6 +66,76 @@ def check_port(port: int, option: str = "--port") -> None:
         raise ConfigurationError(f"expected a port from 1 to 65535 after {option}, got {port}")
 
 
+def parse_address(text: str, option: str, *, least_port: int = 1) -> tuple[str, int]:
+    """Take an address apart: the one form of HOST:PORT that everything here takes.
+
+    Args:
+        text: HOST:PORT; an IPv6 address stands in brackets.
+        option: what an error calls it.
+        least_port: 0 where the system may choose one.
+
+    Returns:
+        The host, without brackets, and the port.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    found = _ADDRESS.fullmatch(text)
+    host = found[1].strip("[]") if found else ""
+    if found is None or not least_port <= int(found[2]) <= 65535 or not _is_host(host, found[1]):
+        raise ConfigurationError(f"expected HOST:PORT after {option}, got {text!r:.80}")
+    return host, int(found[2])
+
+
+def join_address(host: str, port: int) -> str:
+    """The text that `parse_address` takes apart."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address is this machine's own, which nobody else reaches."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _is_host(host: str, written: str) -> bool:
+    if not written.startswith("["):
+        return True
+    try:
+        return ipaddress.ip_address(host).version == 6
+    except ValueError:
+        return False
+
+
+def free_memory_bytes(*, meminfo: Path = _MEMINFO, cgroup_limit: Path = _CGROUP_LIMIT) -> int:
+    """Return the memory that is free now, within the limit of this process's container.
+
+    Args:
+        meminfo: the kernel's table of memory.
+        cgroup_limit: the file that holds the container's limit.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        ConfigurationError: the system does not tell.
+    """
+    limits: list[int] = []
+    if meminfo.is_file():
+        table = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        limits += [int(table["MemAvailable"].split()[0]) * 1024] if "MemAvailable" in table else []
+    elif "SC_PHYS_PAGES" in os.sysconf_names:
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    if limits and cgroup_limit.is_file():
+        text = cgroup_limit.read_text().strip()
+        limits += [int(text)] if text.isdigit() else []  # "max" is no limit
+    if not limits:
+        raise ConfigurationError("this system does not tell its free memory; state memory_bytes")
+    return min(limits)
+
+
 def unit(
     description: str,
     command: Sequence[str],
@@ -81,7 +158,7 @@ def unit(
     Raises:
         ConfigurationError: a path holds a line break, which no unit can.
     """
-    variables = dict(_QUIET) | dict(environment or {})
+    variables = dict(QUIET) | dict(environment or {})
     lines = [
         "[Unit]",
         f"Description={description}",

@@ -1,7 +1,7 @@
 """When a study trains and evaluates, and so how much it will ever release: a function of its config."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from fednas.config import StudyConfig
@@ -71,6 +71,31 @@ def release_schedule(study: StudyConfig, num_tiers: int) -> ReleaseSchedule:
         fitness_releases=counts + spare * generation if counts else 0,
         clip_norm=training.clip_norm,
         architecture_clip_norm=training.architecture_clip_norm,
+    )
+
+
+def budget_for(study: StudyConfig, *, epsilon: float, delta: float, order: int | None) -> PrivacyBudget:
+    """What a site's plan may cost: what the study asks for, or less where the site allows less.
+
+    A study without privacy asks every site for the same; one with a cap refuses that by itself.
+
+    Args:
+        study: the configuration.
+        epsilon: what the site allows.
+        delta: likewise.
+        order: of the site's filter, if it has one.
+
+    Raises:
+        ConfigurationError: nothing at all fits what the site allows at the order of its filter.
+    """
+    wanted = study.privacy.budget
+    if not wanted.is_private:
+        return wanted
+    return replace(
+        wanted,
+        epsilon=min(wanted.epsilon, epsilon),
+        delta=min(wanted.delta, delta),
+        order=order,
     )
 
 

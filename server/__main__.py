@@ -7,13 +7,14 @@ import typer
 
 from fednas.cli import run_cli
 from fednas.cli.tables import Json, print_json, table
+from fednas.errors import ConfigurationError
 
 cli = typer.Typer(help="On an operator's own server.", add_completion=False, pretty_exceptions_enable=False)
 
 
 @cli.callback()
 def explain() -> None:
-    """On an operator's own server: prepare what it runs, and what its devices need to know of it."""
+    """On an operator's own server: prepare what it runs, and sign what sites and auditors ask for."""
 
 
 @cli.command("prepare")
@@ -47,6 +48,42 @@ def prepare_server(
         print_json({"folder": str(kit.folder), "port": kit.port, "files": sorted(rows)})
         return
     table(f"server kit in {kit.folder}", ["file", "what it is for"], [list(row) for row in rows.items()])
+
+
+@cli.command("issue")
+def issue_certificate(
+    folder: Annotated[Path, typer.Argument(help="Folder of the server's kit.")],
+    request: Annotated[Path, typer.Argument(help="What a site or an auditor sent: ledger.csr, NAME.csr.")],
+    site: Annotated[
+        list[str] | None,
+        typer.Option(help="A site's name or address at which auditors reach it; repeat for several."),
+    ] = None,
+    auditor: Annotated[str | None, typer.Option(help="Name of an auditor, instead of --site.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Sign REQUEST for a site's ledger service or for an auditor, by the kit in FOLDER.
+
+    The authority is one of its own: no device takes what it signed for its server.
+    """
+    from server.issue import issue_to_auditor, issue_to_site
+
+    if (auditor is None) == (not site):
+        raise ConfigurationError("give --site HOST or --auditor NAME: a certificate is good for one of them")
+    issued = (
+        issue_to_site(folder, request, site) if site else issue_to_auditor(folder, request, auditor or "")
+    )
+    rows = {
+        "certificate": (issued.certificate, "send it back; a site keeps it as ledger.crt"),
+        "authority": (issued.authority, "send it with it; a site keeps it as auditors.crt"),
+    }
+    if as_json:
+        print_json({what: str(path) for what, (path, _) in rows.items()})
+        return
+    table(
+        f"issued for {request.name}",
+        ["what", "file", "what it is for"],
+        [[what, str(path), use] for what, (path, use) in rows.items()],
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Which privacy plan each site has: agreed once, kept in the run directory, the same after a crash."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fednas.config import StudyConfig
@@ -9,33 +9,19 @@ from fednas.devices import DeviceProfile
 from fednas.errors import ConfigurationError, ExchangeError, RunDirectoryError
 from fednas.privacy.budget import PrivacyBudget
 from fednas.privacy.plan import PrivacyPlan
-from fednas.schedule import plan_for
+from fednas.schedule import budget_for, plan_for
 from fednas.wire import SiteFacts
 from server.checkpoint import RunDirectory
 from server.cohort import AWAY, Cohort, Member
 
 
 def site_budget(study: StudyConfig, facts: SiteFacts) -> PrivacyBudget:
-    """What a site's plan may cost: what the study asks for, or less where the site allows less.
-
-    A study without privacy asks every site for the same; one with a cap refuses that by itself.
-
-    Args:
-        study: the configuration.
-        facts: what the site says of itself.
+    """What a site's plan may cost, by what it says of itself.
 
     Raises:
         ConfigurationError: nothing at all fits what the site allows at the order of its filter.
     """
-    wanted = study.privacy.budget
-    if not wanted.is_private:
-        return wanted
-    return replace(
-        wanted,
-        epsilon=min(wanted.epsilon, facts.epsilon_cap),
-        delta=min(wanted.delta, facts.delta),
-        order=facts.order,
-    )
+    return budget_for(study, epsilon=facts.epsilon_cap, delta=facts.delta, order=facts.order)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,27 +1,21 @@
 """What an operator needs beside this program: an authority, a certificate, a secret, and who runs what."""
 
-import ipaddress
-import re
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, Self
 
 import tomli_w
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from fednas.certificates import Authority, alternative, private_pem, read_key
+from fednas.doctor.kit import ServerKitFile, write_kit
 from fednas.errors import ConfigurationError
 from fednas.operations import check_port, unit, write_secret, write_whole
 from fednas.privacy.signing import TaskSigner
 
-_HOST = re.compile(
-    r"(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
-)
 SUPERLINK_UNIT: Final = "fednas-superlink.service"
 SUPEREXEC_UNIT: Final = "fednas-superexec.service"
 PROXY: Final = """\
@@ -61,9 +55,6 @@ server {{
     }}
 }}
 """
-_AUTHORITY_DAYS: Final = 3650
-_CERTIFICATE_DAYS: Final = 397  # the longest that common verifiers take
-_SKEW: Final = timedelta(hours=1)  # a device without a clock battery may be behind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,14 +98,14 @@ class ServerKit:
             - No secret is ever overwritten.
         """
         names = list(dict.fromkeys([*hosts, "localhost", "127.0.0.1", "::1"]))
-        alternatives = [_alternative(name) for name in names]
+        alternatives = [alternative(name, "--host") for name in names]
         check_port(port)
         check_port(public_port, "--public-port")
         kit = cls(folder=folder.resolve(), port=port, public_port=public_port)
         try:
             kit.secrets.mkdir(parents=True, exist_ok=True, mode=0o700)
             kit._prepare(names, alternatives)
-            kit._write_services(names[0], user)
+            kit._write_services(names, user)
         except OSError as error:
             raise ConfigurationError(
                 f"cannot write {folder}: {error.strerror}; choose another folder"
@@ -199,11 +190,26 @@ class ServerKit:
             key=self.secrets / "server.key",
         )
 
-    def _write_services(self, host: str, user: str) -> None:
+    def _write_services(self, hosts: list[str], user: str) -> None:
         (self.folder / "runs").mkdir(exist_ok=True)
-        for name, text in self.units(user).items():
+        units = self.units(user)
+        for name, text in units.items():
             write_whole(self.folder / name, text.encode())
-        write_whole(self.folder / "nginx.conf", self.proxy(host).encode())
+        write_whole(self.folder / "nginx.conf", self.proxy(hosts[0]).encode())
+        described = ServerKitFile(
+            user=user,
+            hosts=tuple(hosts),
+            port=self.port,
+            public_port=self.public_port,
+            authority=self.authority,
+            certificate=self.folder / "server.crt",
+            key=self.secrets / "server.key",
+            secrets=self.secrets,
+            runs=self.folder / "runs",
+            proxy=self.folder / "nginx.conf",
+            units=tuple(self.folder / name for name in units),
+        )
+        write_kit(described, self.folder)
 
     def _prepare(self, names: list[str], alternatives: list[x509.GeneralName]) -> None:
         secret = self.secrets / "superexec"
@@ -213,97 +219,17 @@ class ServerKit:
             write_secret(self.signing_key, secrets.token_bytes(32))
         public_key = TaskSigner.read(self.signing_key).public_key
         write_whole(self.public_key, f"{public_key}\n".encode())
-        authority = self._authority()
-        key, certificate = self.secrets / "server.key", self.folder / "server.crt"
+        authority = Authority.open(self.authority, self.secrets / "ca.key", "fednas authority")
+        key = self.secrets / "server.key"
         if not key.exists():
-            write_secret(key, _pem(ec.generate_private_key(ec.SECP384R1())))
-        private = serialization.load_pem_private_key(key.read_bytes(), None)
-        assert isinstance(private, ec.EllipticCurvePrivateKey)
-        issued = (
-            _builder(names[0], private.public_key(), _CERTIFICATE_DAYS, authority[1].subject)
-            .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_usage(sign=False), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(authority[0].public_key()), critical=False
-            )
-            .sign(authority[0], hashes.SHA384())
+            write_secret(key, private_pem(ec.generate_private_key(ec.SECP384R1())))
+        issued = authority.issue(
+            read_key(key).public_key(), name=names[0], role="server", alternatives=alternatives
         )
-        write_whole(certificate, issued.public_bytes(serialization.Encoding.PEM))
+        write_whole(self.folder / "server.crt", issued)
         connection = {
             "address": f"127.0.0.1:{self.port}",
             "root-certificates": str(self.authority),
         }
         document = {"superlink": {"default": "fednas", "fednas": connection}}
         write_whole(self.folder / "config.toml", tomli_w.dumps(document).encode())
-
-    def _authority(self) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
-        key, certificate = self.secrets / "ca.key", self.authority
-        if key.exists() != certificate.exists():
-            raise ConfigurationError(
-                f"{key} and {certificate} belong together, one is missing: restore it or take another folder"
-            )
-        if not key.exists():
-            private = ec.generate_private_key(ec.SECP384R1())
-            name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fednas authority")])
-            made = (
-                _builder("fednas authority", private.public_key(), _AUTHORITY_DAYS, name)
-                .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-                .add_extension(_usage(sign=True), critical=True)
-                .add_extension(
-                    x509.SubjectKeyIdentifier.from_public_key(private.public_key()), critical=False
-                )
-                .sign(private, hashes.SHA384())
-            )
-            write_secret(key, _pem(private))
-            write_whole(certificate, made.public_bytes(serialization.Encoding.PEM))
-        loaded = serialization.load_pem_private_key(key.read_bytes(), None)
-        assert isinstance(loaded, ec.EllipticCurvePrivateKey)
-        return loaded, x509.load_pem_x509_certificate(certificate.read_bytes())
-
-
-def _alternative(host: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        pass
-    if not _HOST.fullmatch(host):
-        raise ConfigurationError(f"expected a DNS name or an IP address after --host, got {host!r:.80}")
-    return x509.DNSName(host)
-
-
-def _builder(
-    name: str, public_key: ec.EllipticCurvePublicKey, days: int, issuer: x509.Name
-) -> x509.CertificateBuilder:
-    now = datetime.now(UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])]))
-        .issuer_name(issuer)
-        .public_key(public_key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _SKEW)
-        .not_valid_after(now + timedelta(days=days))
-    )
-
-
-def _usage(*, sign: bool) -> x509.KeyUsage:
-    parts: Mapping[str, bool] = dict.fromkeys(
-        (
-            "content_commitment",
-            "key_encipherment",
-            "data_encipherment",
-            "key_agreement",
-            "encipher_only",
-            "decipher_only",
-        ),
-        False,
-    )
-    return x509.KeyUsage(digital_signature=not sign, key_cert_sign=sign, crl_sign=sign, **parts)
-
-
-def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )

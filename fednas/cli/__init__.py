@@ -6,7 +6,7 @@ from typing import NoReturn
 import click
 import typer
 
-from fednas.cli import audits, leaving, ledger_service, ledgers, networks, planning, sites
+from fednas.cli import audits, examining, leaving, ledger_service, ledgers, networks, planning, sites
 from fednas.errors import FednasError
 
 __all__ = ["app", "main", "run_cli"]
@@ -20,9 +20,11 @@ app = typer.Typer(
 app.command("plan")(planning.plan)
 ledgers.group.command("serve")(ledger_service.serve_ledger)
 ledgers.group.command("pull")(ledger_service.pull_ledgers)
+ledgers.group.command("request")(ledger_service.request_identity)
 app.add_typer(ledgers.group, name="ledger")
 app.add_typer(audits.group, name="audit")
 app.add_typer(sites.group, name="site")
+app.command("doctor")(examining.examine_kit)
 app.command("wire")(leaving.show_wire)
 app.command("export")(networks.export_networks)
 

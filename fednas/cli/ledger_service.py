@@ -9,6 +9,7 @@ import typer
 
 from fednas.cli.tables import Json, number_text, print_json, print_line, table
 from fednas.errors import ConfigurationError
+from fednas.operations import parse_address
 
 if TYPE_CHECKING:
     from fednas.ledger_service.fleet import Pulled, Target
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 Certificate = Annotated[Path, typer.Option(help="This side's certificate, PEM.")]
 Key = Annotated[Path, typer.Option(help="The private key of that certificate, PEM.")]
 
-_ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}")
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 
 
 def serve_ledger(
@@ -41,8 +42,7 @@ def serve_ledger(
     from fednas.config import load_site
     from fednas.ledger_service.server import serve
 
-    if not _ADDRESS.fullmatch(listen):
-        raise ConfigurationError(f"expected HOST:PORT after --listen, got {listen!r:.80}")
+    parse_address(listen, "--listen", least_port=0)
     path = load_site(ledger).ledger if ledger.suffix == ".toml" else ledger
     if not path.is_file():
         raise ConfigurationError(f"there is no ledger {path}; start the site first, or give another file")
@@ -115,6 +115,38 @@ def pull_ledgers(
         raise typer.Exit(1)
 
 
+def request_identity(
+    name: Annotated[str, typer.Argument(help="Of the auditor: small letters, digits, - and _.")],
+    out: Annotated[Path, typer.Option(help="Folder for NAME.key and NAME.csr.")] = Path(),
+    as_json: Json = False,
+) -> None:
+    """Make an auditor's key, and the request for a certificate that a server's operator signs.
+
+    NAME names both files. The operator answers with a certificate and auditors.crt: `fednas ledger pull`
+    takes them as --certificate and --ca.
+    """
+    from fednas.certificates import request_certificate
+
+    if not _NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"expected NAME of small letters, digits, - and _, at most 40, got {name!r:.80}"
+        )
+    key, request = out / f"{name}.key", out / f"{name}.csr"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        request_certificate(key, request, name=name)
+    except OSError as error:
+        raise ConfigurationError(f"cannot write {out}: {error.strerror}; choose another --out") from error
+    if as_json:
+        print_json({"key": str(key), "request": str(request)})
+        return
+    table(
+        f"an auditor's request for {name}",
+        ["file", "what it is for"],
+        [[str(request), "for the operator: python -m server issue"], [str(key), "nobody else may read it"]],
+    )
+
+
 def _lines(path: Path | None) -> list[str]:
     if path is None:
         return []
@@ -132,7 +164,8 @@ def _targets(sites: list[str]) -> "list[Target]":
     found: dict[str, Target] = {}
     for site in sites:
         address, given, dataset = site.partition("=")
-        if not _ADDRESS.fullmatch(address) or (given and not DATASET.fullmatch(dataset)):
+        parse_address(address, "`pull`, or HOST:PORT=DATASET")
+        if given and not DATASET.fullmatch(dataset):
             raise ConfigurationError(f"expected a site as HOST:PORT or HOST:PORT=DATASET, got {site!r:.120}")
         if address in found:
             raise ConfigurationError(f"{address} is given twice; name each site once")

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from client.device import free_memory_bytes, probe_networks, suggest, time_networks
+from client.device import probe_networks, suggest, time_networks
 from fednas.errors import ConfigurationError
+from fednas.operations import free_memory_bytes
 
 
 class SteppingClock:
