@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from fednas.errors import ConfigurationError
-from fednas.operations import unit, write_secret, write_whole
+from fednas.operations import (
+    is_loopback,
+    join_address,
+    parse_address,
+    unit,
+    write_secret,
+    write_whole,
+)
 
 
 def test_a_secret_is_never_overwritten(tmp_path: Path) -> None:
@@ -30,6 +37,46 @@ def test_a_whole_file_replaces_the_one_before_and_leaves_no_draft(tmp_path: Path
 def test_a_line_break_in_a_path_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="line break"):
         unit("x", ("python", "a\nExecStartPre=/bin/false"), user="root", folders=(tmp_path,))
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("fl.example.org:443", "fl.example.org", 443),
+        ("ledger_service:9443", "ledger_service", 9443),  # as containers are named
+        ("10.0.0.7:1", "10.0.0.7", 1),
+        ("[2001:db8::7]:65535", "2001:db8::7", 65535),
+        ("[::]:9443", "::", 9443),
+    ],
+)
+def test_an_address_is_a_host_and_a_port(text: str, host: str, port: int) -> None:
+    assert parse_address(text, "--to") == (host, port)
+    assert join_address(host, port) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "x", "x:", ":1", "x:0", "x:65536", "x:99999", "x:-1", "a b:1", "x:1;y", "x:1\n", "-x:1"),
+        *("::1:5", "[::1]", "[x]:1", "[1.2.3.4]:1", "[::1%lo]:1", "x/y:1", "https://x:1", "x:１"),
+        "a" * 254 + ":1",
+    ],
+)
+def test_what_is_no_address_is_refused_by_its_option(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="HOST:PORT after --to"):
+        parse_address(text, "--to")
+
+
+def test_a_port_that_the_system_chooses_is_only_for_who_listens() -> None:
+    assert parse_address("127.0.0.1:0", "--listen", least_port=0) == ("127.0.0.1", 0)
+
+
+@pytest.mark.parametrize(
+    ("host", "own"),
+    [("localhost", True), ("127.0.0.9", True), ("::1", True), ("::", False), ("local.host", False)],
+)
+def test_a_loopback_address_is_this_machines_own(host: str, own: bool) -> None:
+    assert is_loopback(host) == own
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd here")

@@ -5,6 +5,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -66,13 +67,15 @@ def _owners(inodes: set[str], proc: Path) -> Iterator[tuple[str, tuple[str, ...]
     wanted = {f"socket:[{inode}]": inode for inode in inodes}
     for folder in proc.glob("[0-9]*/fd"):
         try:
-            held = {wanted.get(os.readlink(link)) for link in folder.iterdir()} - {None}
+            links = list(folder.iterdir())
             words = (folder.parent / "cmdline").read_bytes().split(b"\0")
         except OSError:  # of another user, or gone
             continue
-        for inode in held:
-            assert inode is not None
-            yield inode, tuple(word.decode(errors="replace") for word in words if word)
+        for link in links:
+            with suppress(OSError):  # closed meanwhile
+                inode = wanted.get(os.readlink(link))
+                if inode is not None:
+                    yield inode, tuple(word.decode(errors="replace") for word in words if word)
 
 
 def own_port(port: int, mark: str) -> Finding:
