@@ -27,13 +27,14 @@ from fednas.doctor.ledger_service import stranger
 from fednas.errors import ConfigurationError
 from fednas.ledger_service import client
 from fednas.ledger_service.client import Identity
+from fednas.privacy.ledger import PrivacyLedger
 from server.__main__ import cli
 from server.issue import issue_to_auditor, issue_to_site
 from server.kit import ServerKit
 from simulations.flower_command import free_port
 from tests.cli.calls import answer, call
 from tests.doctor.kits import OWNER, failed, found, make_site
-from tests.ledger_service.fleets import make_ledger
+from tests.privacy.ledgers import noise, operation, plan_of, search_event
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,7 +50,9 @@ def site(tmp_path: Path, server: ServerKit) -> SiteKit:
     """A site whose ledger is there, and whose service was certified."""
     kit = make_site(tmp_path / "site", server.authority, ledger=f"localhost:{free_port()}")
     config = load_site(kit.site)
-    make_ledger(config.ledger, config.dataset)
+    with PrivacyLedger.open(config.ledger, dataset=config.dataset, cap=config.cap) as ledger:
+        ledger.open_plan("run", plan_of(search=search_event(20)))
+        ledger.release(operation(1), charges={"search": 1}, mechanism=noise)
     issued = issue_to_site(server.folder, kit.folder / "ledger.csr", ["localhost"])
     shutil.copy(issued.certificate, kit.folder / "ledger.crt")
     shutil.copy(issued.authority, kit.folder / "auditors.crt")
