@@ -205,6 +205,8 @@ class ServerKit:
             certificate=self.folder / "server.crt",
             key=self.secrets / "server.key",
             secrets=self.secrets,
+            signing_key=self.signing_key,
+            public_key=self.public_key,
             runs=self.folder / "runs",
             proxy=self.folder / "nginx.conf",
             units=tuple(self.folder / name for name in units),

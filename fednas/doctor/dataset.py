@@ -14,6 +14,18 @@ def declared(path: Path) -> Finding:
     return ok(f"{config.name}, dataset {config.dataset}, epsilon {config.epsilon:g}", "a valid site.toml")
 
 
+def server_key(config: SiteConfig) -> Finding:
+    """Whether the site knows its server by a key, and does nothing that another asks."""
+    bound = "server_key is the text of the server's server.pub"
+    if config.server_key is None:
+        return fail(
+            "the site does what anybody asks who reaches it",
+            bound,
+            "ask the server's operator for server.pub, and write its text into site.toml as server_key",
+        )
+    return ok(f"server_key {config.server_key[:12]}", bound)
+
+
 def schema(config: SiteConfig, study: StudyConfig | None) -> Finding:
     """Whether the records fit a study; how many there are is shown by `fednas site check` alone.
 

@@ -92,6 +92,8 @@ class ServerKitFile(_Part):
         certificate: of the server.
         key: of that certificate.
         secrets: folder of what nobody else may read.
+        signing_key: with it the server signs what it asks.
+        public_key: the text by which sites know that.
         runs: folder of run directories.
         proxy: what nginx includes.
         units: of systemd.
@@ -107,6 +109,8 @@ class ServerKitFile(_Part):
     certificate: Path
     key: Path
     secrets: Path
+    signing_key: Path
+    public_key: Path
     runs: Path
     proxy: Path
     units: tuple[Path, ...]

@@ -14,6 +14,7 @@ from fednas.doctor.findings import Checklist, Finding, fail, ok, skip
 from fednas.doctor.kit import ServerKitFile
 from fednas.doctor.network import Clock
 from fednas.privacy.marks import parse_marks
+from fednas.privacy.signing import TaskSigner
 
 _RENEW: Final = "python -m server prepare, with the same --host, renews the certificate; then reload nginx"
 _NGINX_S: Final = 20.0
@@ -39,6 +40,7 @@ def examine_server(kit: ServerKitFile, now: Clock) -> tuple[Finding, ...]:
         lambda: files.certificate(kit.certificate, kit.key, kit.authority, kit.hosts, now(), _RENEW),
         needs=["authority"],
     )
+    made.run("signing key", lambda: _signing_key(kit))
     for path in kit.units:
         made.run(path.stem, lambda path=path: files.unit(path))  # type: ignore[misc]
     made.run("nginx.conf", lambda: _proxy_file(kit.proxy))
@@ -87,6 +89,18 @@ def _proxy_file(path: Path) -> Finding:
     if os.geteuid() != 0 and any("Permission denied" in line for line in said):
         return skip("nginx -t needs root for this port", "sudo fednas doctor")
     return fail((said or ["nginx -t refuses it"])[0][:200], bound, "prepare the kit again")
+
+
+def _signing_key(kit: ServerKitFile) -> Finding:
+    """Whether sites know the server by the key with which it signs."""
+    bound = f"{kit.public_key.name} is of {kit.signing_key.name}"
+    if kit.public_key.read_text(encoding="utf-8").strip() == TaskSigner.read(kit.signing_key).public_key:
+        return ok(bound, bound)
+    return fail(
+        f"{kit.public_key.name} is of another key",
+        bound,
+        "restore the signing.key that the sites know; python -m server prepare writes server.pub anew",
+    )
 
 
 def _marks(runs: Path) -> Finding:

@@ -49,6 +49,7 @@ def examine_site(kit: SiteKitFile, study: StudyConfig | None, now: Clock) -> tup
 def _examine_data(made: Checklist, kit: SiteKitFile, study: StudyConfig | None) -> None:
     """What only a valid site.toml leads to."""
     needs = ["site.toml"]
+    made.run("server key", lambda: dataset.server_key(load_site(kit.site)), needs=needs)
     made.run("memory", lambda: machine.memory(load_site(kit.site).device.training_memory_bytes), needs=needs)
     made.run("disk sync", lambda: machine.disk_sync(load_site(kit.site).ledger.parent), needs=needs)
     made.run("disk space", lambda: machine.disk_space(load_site(kit.site).ledger.parent), needs=needs)

@@ -160,6 +160,13 @@ def test_what_a_user_may_not_read_is_skipped_with_the_way_to_read_it(
     assert f"sudo -u {OWNER}" in finding.remedy
 
 
+def test_another_signing_key_than_the_sites_know_is_found(server: ServerKit, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(server.folder, tmp_path / "kit"))
+    assert found(copy, None)["signing key"].state == "ok"
+    (copy / "secrets" / "signing.key").write_bytes(bytes(range(32)))
+    assert found(copy, None)["signing key"].state == "fail"
+
+
 def test_damaged_marks_of_a_run_are_found(server: ServerKit, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(server.folder, tmp_path / "kit"))
     run = copy / "runs" / "r1"

@@ -44,6 +44,12 @@ def test_a_site_that_does_not_answer_is_said_to_not_answer(site: Path) -> None:
     assert dataset.consent(config, None).state == "fail"
 
 
+def test_a_site_that_would_obey_anybody_is_found(site: Path) -> None:
+    config = load_site(site)
+    assert dataset.server_key(config).state == "ok"
+    assert dataset.server_key(config.model_copy(update={"server_key": None})).state == "fail"
+
+
 def test_without_a_study_the_data_are_only_looked_for(site: Path) -> None:
     config = load_site(site)
     assert dataset.schema(config, None).state == "skip"

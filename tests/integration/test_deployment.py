@@ -19,6 +19,7 @@ from simulations.__main__ import adjust
 from simulations.flower_command import FlowerCommand, free_port
 from simulations.scenarios import SCENARIOS
 from tests.client.test_kit import SITE
+from tests.doctor.kits import found
 
 APP_DIR = Path(__file__).resolve().parents[2]
 
@@ -117,4 +118,12 @@ def test_a_known_device_comes_online_through_the_proxy_and_an_unknown_one_does_n
             assert isinstance(nodes, list)
             online = [str(node["node-id"]) for node in nodes if node["status"] == "online"]
             time.sleep(0.5)
+        # A doctor tells them apart, and disturbs neither: its request is one that is never granted.
+        findings = [found(device.folder, None) for device in (known, unknown)]
+        nodes = flower.ask(["supernode", "list", "fednas", "--format", "json"]).get("nodes")
+        assert isinstance(nodes, list)
+        still = [str(node["node-id"]) for node in nodes if node["status"] == "online"]
     assert len(online) == 1
+    assert still == online
+    assert [one["registration"].state for one in findings] == ["ok", "fail"]
+    assert findings[0]["port"].seen == f"the service runs at port {known.port}"
