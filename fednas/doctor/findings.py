@@ -5,6 +5,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from cryptography.exceptions import UnsupportedAlgorithm
+
 from fednas.errors import FednasError
 
 State = Literal["ok", "warn", "fail", "skip"]
@@ -60,6 +62,7 @@ class Checklist:
     def __init__(self, user: str) -> None:
         self._user = user
         self._findings: dict[str, Finding] = {}
+        self._fallen: set[str] = set()  # checks that failed, or stand on one that did
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -72,11 +75,14 @@ class Checklist:
         Args:
             name: of the check, new to this list.
             check: makes it; an error that it raises is a fault that it found.
-            needs: names of earlier checks.
+            needs: names of earlier checks. One that could not be tested does not stand in the way.
         """
         assert name not in self._findings
-        missing = [other for other in needs if self._findings[other].state in ("fail", "skip")]
+        assert set(needs) <= set(self._findings)
+        missing = [other for other in needs if other in self._fallen]
         found = skip(f"needs {', '.join(missing)}") if missing else self._made(check)
+        if missing or found.state == "fail":
+            self._fallen.add(name)
         self._findings[name] = replace(found, name=name)
 
     def _made(self, check: Callable[[], Finding]) -> Finding:
@@ -90,3 +96,8 @@ class Checklist:
                     f"run it as the service: sudo -u {self._user} fednas doctor",
                 )
             return fail(words, "no error", "see what was found")
+        except (ValueError, LookupError, UnsupportedAlgorithm) as error:
+            # Of a library, about a file's content: its words may hold anything.
+            return fail(
+                f"{type(error).__name__} while it was read", "no error", "prepare or restore the file"
+            )

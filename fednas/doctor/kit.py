@@ -142,6 +142,10 @@ def read_kit(folder: Path) -> SiteKitFile | ServerKitFile:
     path = folder / FILE
     try:
         value = tomllib.loads(path.read_text(encoding="utf-8"))
+    except PermissionError as error:
+        raise ConfigurationError(
+            f"this user may not read {path}; run it as the user of the service: sudo -u fednas"
+        ) from error
     except OSError as error:
         raise ConfigurationError(
             f"cannot read {path}: {error.strerror}; give the folder that `python -m server prepare` or "

@@ -160,6 +160,40 @@ def test_what_a_user_may_not_read_is_skipped_with_the_way_to_read_it(
     assert f"sudo -u {OWNER}" in finding.remedy
 
 
+@pytest.mark.parametrize(
+    ("name", "check"),
+    [
+        ("ca.crt", "authority"),
+        ("node.key", "node key"),
+        ("node.pub", "node key"),
+        ("fednas-site.service", "unit"),
+        ("fednas-ledger.service", "ledger unit"),
+    ],
+)
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe\x00", b'ExecStart="x', b"-----BEGIN CERTIFICATE-----\nAA"]
+)
+def test_a_file_of_anything_is_a_finding_and_no_traceback(
+    site: SiteKit, name: str, check: str, content: bytes
+) -> None:
+    (site.folder / name).write_bytes(content)
+    findings = found(site.folder, None)
+    assert [one for one in failed(findings) if one != "connection"] == [check]
+    assert "\n" not in findings[check].seen
+
+
+def test_files_that_are_missing_are_findings(site: SiteKit, server: ServerKit, tmp_path: Path) -> None:
+    for path in (site.key, site.public_key, site.authority, site.folder / "fednas-site.service", site.site):
+        path.unlink()
+    assert failed(found(site.folder, None)) == ["authority", "secrets", "node key", "unit", "site.toml"]
+    copy = Path(shutil.copytree(server.folder, tmp_path / "copy"))
+    for path in (*copy.glob("*.crt"), *copy.glob("*.service"), copy / "nginx.conf", copy / "server.pub"):
+        path.unlink()
+    shutil.rmtree(copy / "secrets")
+    shutil.rmtree(copy / "runs")
+    assert "authority" in failed(found(copy, None))
+
+
 def test_another_signing_key_than_the_sites_know_is_found(server: ServerKit, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(server.folder, tmp_path / "kit"))
     assert found(copy, None)["signing key"].state == "ok"
