@@ -87,6 +87,15 @@ def test_an_address_that_is_none_is_refused_before_anything_is_written(
     assert not (tmp_path / "kit").exists()
 
 
+@pytest.mark.parametrize("address", ["clinic", "clinic:0", "a b:1", "under_score:1"])
+def test_an_address_of_a_ledger_service_that_no_certificate_holds_is_refused(
+    tmp_path: Path, site: Path, authority: Path, address: str
+) -> None:
+    with pytest.raises(ConfigurationError, match="--ledger"):
+        prepare(tmp_path / "kit", site, authority, ledger=address)
+    assert not (tmp_path / "kit").exists()
+
+
 def test_what_is_no_certificate_is_refused(tmp_path: Path, site: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"ca\.crt"):
         prepare(tmp_path / "kit", site, tmp_path / "missing")
@@ -103,10 +112,12 @@ def test_a_device_that_would_obey_anybody_is_not_prepared(
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd here")
-def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path, site: Path, authority: Path) -> None:
-    kit = prepare(tmp_path / "50% of $it 's", site, authority, user="root")
+def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path, site: Path, authority: Path) -> None:
+    kit = prepare(tmp_path / "50% of $it 's", site, authority, user="root", ledger="clinic.example.org:9443")
+    units = sorted(kit.folder.glob("*.service"))
+    assert [path.name for path in units] == ["fednas-ledger.service", "fednas-site.service"]
     done = subprocess.run(
-        ["systemd-analyze", "verify", kit.folder / "fednas-site.service"],
+        ["systemd-analyze", "verify", *units],
         capture_output=True,
         text=True,
         timeout=60,
