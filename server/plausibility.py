@@ -67,7 +67,8 @@ def _step(plan: PrivacyPlan, terms: Allowance, facts: SiteFacts, length: int) ->
 def _norm(values: np.ndarray) -> float:
     """The L2 norm, in double precision: it may be infinite, never wrong for being large."""
     with np.errstate(over="ignore"):
-        return float(np.linalg.norm(values.astype(np.float64)))
+        # Not by BLAS: its threads wait for each other on a busy machine.
+        return math.sqrt(float(np.sum(np.square(values, dtype=np.float64))))
 
 
 @lru_cache(maxsize=8)
