@@ -15,6 +15,7 @@ from fednas.doctor.kit import LedgerServiceKit, SiteKitFile, write_kit
 from fednas.errors import ConfigurationError
 from fednas.operations import (
     check_port,
+    hand_over,
     is_loopback,
     join_address,
     parse_address,
@@ -102,6 +103,7 @@ class SiteKit:
             for name, text in kit.units(user).items():
                 write_whole(kit.folder / name, text.encode())
             write_kit(kit.described(user), kit.folder)
+            hand_over(kit.folder, user)
         except OSError as error:
             raise ConfigurationError(
                 f"cannot write {folder}: {error.strerror}; choose another folder"

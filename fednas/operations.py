@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import pwd
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -49,6 +50,28 @@ def write_whole(path: Path, content: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def hand_over(folder: Path, user: str) -> None:
+    """Give a folder that root made, and all in it, to the user whose services read it.
+
+    Whoever else prepares one does it as that user. A user that is not there yet gets nothing.
+
+    Args:
+        folder: of a kit.
+        user: by name.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    if os.geteuid() != 0:
+        return
+    try:
+        owner = pwd.getpwnam(user)
+    except KeyError:
+        return
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, owner.pw_uid, owner.pw_gid, follow_symlinks=False)
 
 
 def program(name: str) -> str:

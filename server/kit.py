@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fednas.certificates import Authority, alternative, private_pem, read_key
 from fednas.doctor.kit import ServerKitFile, write_kit
 from fednas.errors import ConfigurationError
-from fednas.operations import check_port, unit, write_secret, write_whole
+from fednas.operations import check_port, hand_over, unit, write_secret, write_whole
 from fednas.privacy.signing import TaskSigner
 
 SUPERLINK_UNIT: Final = "fednas-superlink.service"
@@ -106,6 +106,7 @@ class ServerKit:
             kit.secrets.mkdir(parents=True, exist_ok=True, mode=0o700)
             kit._prepare(names, alternatives)
             kit._write_services(names, user)
+            hand_over(kit.folder, user)
         except OSError as error:
             raise ConfigurationError(
                 f"cannot write {folder}: {error.strerror}; choose another folder"

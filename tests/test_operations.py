@@ -1,5 +1,7 @@
 """Files that programs are started by: secrets, whole files, units in which no path means anything else."""
 
+import os
+import pwd
 import shutil
 import stat
 import subprocess
@@ -9,6 +11,7 @@ import pytest
 
 from fednas.errors import ConfigurationError
 from fednas.operations import (
+    hand_over,
     is_loopback,
     join_address,
     parse_address,
@@ -94,3 +97,17 @@ def test_systemd_reads_a_word_as_it_was_written(tmp_path: Path, word: str) -> No
     (line,) = [line for line in path.read_text().splitlines() if line.startswith("ExecStart=")]
     escaped = word.replace("$", "$$").replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
     assert line.endswith(f' "{escaped}"')
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_what_root_prepares_belongs_to_the_user_whose_services_read_it(tmp_path: Path) -> None:
+    folder = tmp_path / "kit"
+    (folder / "secrets").mkdir(parents=True)
+    write_secret(folder / "secrets" / "key", b"secret")
+    (folder / "link").symlink_to("/")
+    hand_over(folder, "nobody")
+    owner = pwd.getpwnam("nobody").pw_uid
+    assert {path.lstat().st_uid for path in (folder, *folder.rglob("*"))} == {owner}
+    assert Path("/").stat().st_uid == 0, "what a link points at is somebody else's"
+    hand_over(folder, "no such user")
+    assert folder.stat().st_uid == owner
