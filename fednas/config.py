@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from fednas.devices import DeviceProfile
 from fednas.errors import ConfigurationError
@@ -124,11 +133,40 @@ class SearchSection(_Section):
 
 
 class FederationSection(_Section):
-    """How long a round waits and how many sites it needs."""
+    """How long a round waits, how many sites it needs, and how many of them may be hostile.
+
+    `mean` weights sites by their public inverse noise variance, and one hostile site moves it as far as a
+    plausible update reaches. The others give every site one vote and bear `max_hostile` hostile ones; what
+    they cost, and what noise leaves of them, stands in `fednas.aggregation` and in the README.
+    """
 
     deadline_s: Positive = 600.0
     quorum: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     min_sites: Count = 2
+    aggregation: Literal["mean", "trimmed_mean", "median", "krum"] = "mean"
+    max_hostile: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.aggregation == "mean" and self.max_hostile > 0:
+            raise ValueError(
+                f"the mean bears no hostile site, got max_hostile = {self.max_hostile}; set aggregation to "
+                "trimmed_mean, median or krum, or remove max_hostile"
+            )
+        if self.aggregation != "mean" and self.max_hostile == 0:
+            raise ValueError(
+                f"{self.aggregation} needs the number of hostile sites that it must bear; set max_hostile to "
+                "1 or more"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A study's text is part of the name of every operation: that of a mean stays what it always was.
+        values: dict[str, Any] = handler(self)
+        if self.aggregation == "mean":
+            del values["aggregation"], values["max_hostile"]
+        return values
 
 
 class StudyConfig(_Section):

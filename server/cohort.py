@@ -6,6 +6,7 @@ from typing import final
 
 import numpy as np
 
+from fednas.aggregation import robust_rule
 from fednas.config import StudyConfig
 from fednas.devices import DeviceProfile
 from fednas.errors import ConfigurationError, InfeasibleDeviceError
@@ -69,7 +70,8 @@ class Cohort:
         study: the configuration.
 
     Raises:
-        ConfigurationError: a site's delta or name contradicts the study, or too few are there.
+        ConfigurationError: a site's delta or name contradicts the study, or too few are there, also for the
+            rule that combines what they send.
         InfeasibleDeviceError: no architecture of the space fits a device.
     """
 
@@ -99,6 +101,14 @@ class Cohort:
         if present < study.federation.min_sites:
             raise ConfigurationError(
                 f"{present} sites answered, the study needs at least {study.federation.min_sites}"
+            )
+        name, hostile = study.federation.aggregation, study.federation.max_hostile
+        rule = robust_rule(name, hostile)
+        if rule is not None and present < rule.least_sites:
+            raise ConfigurationError(
+                f"{present} sites answered, {name} with max_hostile = {hostile} needs at least "
+                f"{rule.least_sites}: bring more sites, lower federation.max_hostile or change "
+                "federation.aggregation"
             )
         for member in self.members:
             facts = member.facts

@@ -12,6 +12,7 @@ from fednas.aggregation import (
     NoisyCount,
     average_gradients,
     combine_counts,
+    robust_rule,
     update_weight,
 )
 from fednas.config import dump_study
@@ -68,6 +69,9 @@ class Coordinator:
         self._study_text = dump_study(directory.study)
         self._plan_texts = {site: plan.to_json() for site, plan in agreement.plans.items()}
         self._space = space
+        federation = directory.study.federation
+        self._rule = robust_rule(federation.aggregation, federation.max_hostile)
+        self._least = 1 if self._rule is None else self._rule.least_sites
         self._supernet = Supernet.initialise(space, seed=self._study.seed)
         self._policy = Policy(space) if self._study.search.strategy == "differentiable" else None
         self._strategies: Mapping[str, SearchStrategy] = {
@@ -153,7 +157,9 @@ class Coordinator:
             member: self._task(member, step, kind, [path], alphas=step.kind == "search")
             for member, path in paths.items()
         }
+        self._check_enough(len(tasks), "could be asked")
         answers, sites = self._sites.ask(tasks)
+        self._check_enough(len(answers), "answered")
         contributions, weights, gradients = [], [], []
         for member, answer in answers.items():
             update, weight = answer.arrays["update"], self._weight(member, _PAYS[kind])
@@ -161,10 +167,11 @@ class Coordinator:
             if self._policy is not None and "alphas" in answer.arrays:
                 weights.append(self._weight(member, "alphas"))
                 gradients.append(answer.arrays["alphas"])
-        self._supernet = self._supernet.merge(contributions)
+        self._supernet = self._supernet.merge(contributions, self._rule)
         if self._policy is not None and gradients:
             self._policy.learn(
-                average_gradients(gradients, weights), self._study.training.architecture_learning_rate
+                average_gradients(gradients, weights, self._rule),
+                self._study.training.architecture_learning_rate,
             )
         for member in tasks:
             sites[member.facts.site]["architecture"] = paths[member].id
@@ -176,6 +183,22 @@ class Coordinator:
             declared_size=member.facts.declared_size,
             noise_multiplier=self._plans[member.facts.site].noise_multiplier(allowance),
         )
+
+    def _check_enough(self, count: int, what: str) -> None:
+        """Refuse a round that the rule cannot bear, rather than keep a promise of fewer hostile sites.
+
+        Raises:
+            ExchangeError: fewer sites than the rule needs.
+        """
+        if self._rule is not None and count < self._least:
+            raise ExchangeError(
+                f"{count} sites {what}, {self._rule.name} with max_hostile = {self._rule.max_hostile} needs "
+                f"at least {self._least}; mend the others and resume"
+            )
+
+    def _judged(self, architecture: Architecture) -> bool:
+        """Whether enough sites hold an architecture to say how good it is: one, or what the rule needs."""
+        return sum(self._cohort.fits(m)(architecture) for m in self._sites.active()) >= self._least
 
     def _paths(self, step: Step) -> Sequence[Architecture | None]:
         """Public randomness, before anything is asked: a path a member, none where nothing chosen fits.
@@ -206,7 +229,8 @@ class Coordinator:
                 continue
             generator = self._generator(step, 1 + index)
             kept = list(dict.fromkeys([self._chosen.get(tier, anchor), anchor]))[:share]
-            pool = [a for a in strategy.ask(self._study.search.pool, generator) if a not in kept]
+            asked = strategy.ask(self._study.search.pool, generator)
+            pool = [a for a in asked if a not in kept and self._judged(a)]
             count = min(share - len(kept), len(pool))
             ranked = shortlist(
                 pool,
@@ -239,6 +263,8 @@ class Coordinator:
     def _evaluate(self, step: Step, candidates: Sequence[Architecture]) -> tuple[list[Trial], dict[str, Any]]:
         """Released correct-counts of the candidates, each from every site whose device it fits."""
         asked = self._sites.active()
+        self._check_enough(len(asked), "are left")
+        candidates = [a for a in candidates if self._judged(a)]
         share = {member: [a for a in candidates if self._cohort.fits(member)(a)] for member in asked}
         tasks = {
             member: self._task(member, step, "evaluate", fitting)
@@ -253,18 +279,18 @@ class Coordinator:
             noise = plan.noise_multiplier("fitness")
             for architecture, correct in zip(share[member], answer.arrays["correct"], strict=True):
                 counts[architecture].append(NoisyCount(correct=float(correct), size=size, noise_std=noise))
-        left = self._sites.active()
-        retired = [a for a in candidates if not any(self._cohort.fits(member)(a) for member in left)]
-        for architecture in retired:  # all who could say have left the study: their tiers go without
+        retired = [a for a in candidates if not self._judged(a)]
+        for architecture in retired:  # those who could say have left the study: their tiers go without
             del counts[architecture]
-        missing = [a.id for a, found in counts.items() if not found]
+        missing = [a.id for a, found in counts.items() if len(found) < self._least]
         if missing:
+            few = "no site" if self._least == 1 else f"fewer than {self._least} sites"
             raise ExchangeError(
-                f"no site answered for architecture {missing[0]}; resume when its sites are back"
+                f"{few} answered for architecture {missing[0]}; resume when its sites are back"
             )
         trials = []
         for architecture, found in counts.items():
-            estimate = combine_counts(found)
+            estimate = combine_counts(found, self._rule)
             trials.append(
                 Trial(
                     architecture=architecture,

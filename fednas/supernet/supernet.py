@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -10,6 +10,7 @@ from typing import Final, final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -22,6 +23,10 @@ from fednas.supernet.layout import Layout, layout_of
 from fednas.supernet.slices import Shape, check_vector, load
 
 _METADATA: Final = "fednas.supernet"
+
+Rule = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+"""Combines votes, shape (sites, coordinates) with NaN where a site trained nothing, into a change of each
+coordinate; 0 keeps its bits. See `fednas.aggregation.RobustRule`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,19 +141,22 @@ class Supernet:
             flat[part.start : part.stop].reshape(part.shape)[...] = self._array(part.name)[part.window]
         return flat
 
-    def merge(self, contributions: Sequence[Contribution]) -> "Supernet":
+    def merge(self, contributions: Sequence[Contribution], rule: Rule | None = None) -> "Supernet":
         """Add the weighted mean of updates, coordinate by coordinate, over the sites that trained each.
 
         Args:
             contributions: what sites learned; their order fixes the rounding.
+            rule: combines the updates instead of the weighted mean; it sees no weights.
 
         Returns:
-            weights + sum(mask x weight x update) / sum(mask x weight), accumulated in float64;
-            coordinates that nobody trained keep their bits.
+            weights + sum(mask x weight x update) / sum(mask x weight), accumulated in float64, or what the
+            rule says; coordinates that nobody trained, or that the rule does not change, keep their bits.
 
         Raises:
             ConfigurationError: an update's length is not its architecture's, or one is not in the space.
         """
+        if rule is not None:
+            return self._shifted(rule(self._votes(contributions)))
         totals: dict[str, np.ndarray] = {}
         for contribution in contributions:
             slices = self.layout.slices(contribution.architecture)
@@ -170,6 +178,33 @@ class Supernet:
             for name, mean in means.items()
         }
         return Supernet(layout=self.layout, weights={**self.weights, **changed})
+
+    def _votes(self, contributions: Sequence[Contribution]) -> NDArray[np.float64]:
+        """One row a contribution over all shared coordinates, NaN where it trained nothing."""
+        votes = np.full((len(contributions), self.num_parameters), np.nan)
+        for row, contribution in zip(votes, contributions, strict=True):
+            slices, shared = self.layout.slices(contribution.architecture), self._views(row)
+            check_vector(contribution.update, slices[-1].stop if slices else 0)
+            for part in slices:
+                update = contribution.update[part.start : part.stop].reshape(part.shape)
+                shared[part.name][part.window] = update
+        return votes
+
+    def _shifted(self, change: NDArray[np.float64]) -> "Supernet":
+        """The weights with a change added where there is one."""
+        weights = {
+            name: torch.from_numpy(
+                np.where(part != 0.0, (self._array(name) + part).astype(np.float32), self._array(name))
+            )
+            for name, part in self._views(change).items()
+        }
+        return Supernet(layout=self.layout, weights=weights)
+
+    def _views(self, flat: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+        """The parts of a vector over all shared coordinates, by name, in the shapes of the weights."""
+        stops = np.cumsum([tensor.numel() for tensor in self.weights.values()])[:-1]
+        parts = np.split(flat, stops)
+        return {name: part.reshape(self.layout.shapes[name]) for name, part in zip(self.weights, parts)}
 
     def save(self, path: Path) -> None:
         """Write the weights to a safetensors file, whole or not at all.

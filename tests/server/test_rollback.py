@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flwr.app import RecordDict
@@ -235,9 +236,9 @@ def test_no_answer_is_merged_before_its_mark_is_on_the_disk(
     path = folder(tmp_path / "run", study)
     merge, rounds = Supernet.merge, []
 
-    def merging(supernet: Supernet, contributions: object) -> Supernet:
+    def merging(supernet: Supernet, *arguments: Any) -> Supernet:
         rounds.append({site: of(path / "marks.json", site).entries for site in tiny.TIERS})
-        return merge(supernet, contributions)  # type: ignore[arg-type]
+        return merge(supernet, *arguments)
 
     monkeypatch.setattr(Supernet, "merge", merging)
     run(Stubs(facts=facts(study)), path)
