@@ -224,7 +224,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.robust", description=__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="studies of each kind")
-    parser.add_argument("--rounds", type=int, default=36, help="of training in a study")
+    parser.add_argument("--rounds", type=int, default=24, help="of training in a study")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     options = parser.parse_args()
     console = Console()
