@@ -279,6 +279,7 @@ class Coordinator:
             noise = plan.noise_multiplier("fitness")
             for architecture, correct in zip(share[member], answer.arrays["correct"], strict=True):
                 counts[architecture].append(NoisyCount(correct=float(correct), size=size, noise_std=noise))
+        self._check_enough(len(self._sites.active()), "are left")
         retired = [a for a in candidates if not self._judged(a)]
         for architecture in retired:  # those who could say have left the study: their tiers go without
             del counts[architecture]

@@ -86,6 +86,22 @@ def test_a_study_without_privacy_survives_its_text() -> None:
     assert parse_study(dump_study(study)) == study
 
 
+def test_the_text_of_a_study_with_a_mean_is_the_one_it_had_before_there_was_a_choice() -> None:
+    """It is part of the name of every operation, and so of the noise of a test."""
+    text = dump_study(STUDY)
+    assert "aggregation" not in text
+    assert "max_hostile" not in text
+    assert parse_study(text).federation.aggregation == "mean"
+
+
+@pytest.mark.parametrize("rule", ["trimmed_mean", "median", "krum"])
+def test_a_study_with_a_robust_rule_survives_its_text(rule: str) -> None:
+    chosen = f'min_sites = 7\naggregation = "{rule}"\nmax_hostile = 2'
+    study = parse_study(dump_study(STUDY).replace("min_sites = 2", chosen))
+    assert (study.federation.aggregation, study.federation.max_hostile) == (rule, 2)
+    assert parse_study(dump_study(study)) == study
+
+
 def refused(old: str, new: str) -> str:
     text = dump_study(STUDY)
     assert old in text
@@ -103,6 +119,22 @@ def refused(old: str, new: str) -> str:
         ("epsilon = 3.0", "epsilon = nan", "privacy.epsilon = nan: must be greater than 0"),
         ("delta = 1e-05", "delta = 1.0", "privacy.delta = 1.0: must be less than 1"),
         ("clip_norm = 1.0", "clip_norm = inf", "training.clip_norm = inf: must be a finite number"),
+        (
+            "min_sites = 2",
+            'min_sites = 2\naggregation = "average"',
+            "federation.aggregation = 'average': must be 'mean', 'trimmed_mean', 'median' or 'krum'",
+        ),
+        (
+            "min_sites = 2",
+            "min_sites = 2\nmax_hostile = 1",
+            "federation: the mean bears no hostile site, got max_hostile = 1; set aggregation to",
+        ),
+        (
+            "min_sites = 2",
+            'min_sites = 2\naggregation = "krum"',
+            "federation: krum needs the number of hostile sites that it must bear; set max_hostile to 1 or",
+        ),
+        ("min_sites = 2", "min_sites = 2\nmax_hostile = -1", "federation.max_hostile = -1: must be greater"),
         ('"mlp"', '"transformer"', "search.space = 'transformer': must be 'mlp', 'conv' or 'conv1d'"),
         ("quorum", "qorum", "there is no setting federation.qorum; check its spelling and its section"),
         ('name = "thyroid"', "", "name is missing; add it"),

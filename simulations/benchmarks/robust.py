@@ -41,7 +41,7 @@ from fednas.site import Site, open_site
 from fednas.site import site as site_module
 from fednas.supernet import Contribution, Supernet
 from fednas.training import train_weights
-from fednas.wire import Answer, Task
+from fednas.wire import Answer, SiteFacts, Task
 from server.checkpoint import create_run
 from server.plausibility import check_plausible
 from simulations.loopback import InProcessGrid, node_configs
@@ -114,12 +114,12 @@ class Conspiracy:
                 self._honest.append(Contribution(architecture=path, update=update, weight=1.0))
                 return update
             against = -self._nothing.merge(self._honest).gather(path)
-            return against if self._attack == "mirror" else longest(against, task, site)
+            return against if self._attack == "mirror" else longest(against, task, site.facts())
 
         return trained
 
 
-def longest(direction: NDArray[np.float32], task: Task, site: Site) -> NDArray[np.float32]:
+def longest(direction: NDArray[np.float32], task: Task, facts: SiteFacts) -> NDArray[np.float32]:
     """The longest vector of a direction that the server takes for an honest site's."""
     norm = float(np.linalg.norm(direction))
     if norm == 0.0:  # a network that an attack has spoilt may have no gradient left
@@ -130,7 +130,7 @@ def longest(direction: NDArray[np.float32], task: Task, site: Site) -> NDArray[n
         arrays = {"update": (length * unit).astype(np.float32)}
         answer = Answer(operation_id="", head="", entries=1, signature="", arrays=arrays)
         try:
-            check_plausible(answer, task, site.facts())
+            check_plausible(answer, task, facts)
         except ExchangeError:
             return False
         return True
