@@ -12,7 +12,7 @@ from typing import Final, Literal
 import numpy as np
 import torch
 
-from fednas.aggregation import NoisyCount, combine_counts, update_weight
+from fednas.aggregation import NoisyCount, RobustRule, combine_counts, robust_rule, update_weight
 from fednas.config import StudyConfig, space_of
 from fednas.errors import ConfigurationError
 from fednas.privacy.plan import PrivacyPlan
@@ -275,10 +275,11 @@ def prospect(
             )
         )
     known = [count for count in counts if count is not None]
-    fitness = combine_counts(known).std if known else None
-    return Prospect(
-        sites=tuple(outlooks), fitness_std=fitness, warnings=tuple(_warnings(together, fitness, len(sites)))
-    )
+    rule = robust_rule(study.federation.aggregation, study.federation.max_hostile)
+    enough = rule is None or len(known) >= rule.least_sites
+    fitness = combine_counts(known, rule).std if known and enough else None
+    warnings = [*_warnings(together, fitness, len(sites)), *_cost(rule, len(sites))]
+    return Prospect(sites=tuple(outlooks), fitness_std=fitness, warnings=tuple(warnings))
 
 
 def _num_parameters(space: SearchSpace, architecture: Architecture) -> int:
@@ -374,3 +375,18 @@ def _warnings(together: float, fitness_std: float | None, num_sites: int) -> lis
             "the fitness stream more records, compare fewer candidates, or fix the architecture"
         )
     return found
+
+
+def _cost(rule: RobustRule | None, num_sites: int) -> list[str]:
+    """What a robust rule takes, in words: the noise shares are those of a weighted mean."""
+    if rule is None:
+        return []
+    chosen = f"{rule.name} with max_hostile = {rule.max_hostile}"
+    if num_sites < rule.least_sites:
+        return [
+            f"{chosen} needs at least {rule.least_sites} sites, here are {num_sites}: the study is refused"
+        ]
+    return [
+        f"the noise shares are those of a weighted mean: {chosen} has more noise, by far where sites differ "
+        "in size"
+    ]

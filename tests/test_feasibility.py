@@ -157,6 +157,24 @@ def test_fixed_architectures_stand_for_themselves_and_release_no_fitness() -> No
     assert found.fitness_std is found.sites[0].fitness_std is None
 
 
+def test_a_robust_rule_is_told_apart_from_the_mean_whose_noise_is_shown() -> None:
+    robust = {"aggregation": "median", "max_hostile": 1}
+    study = tiny.study(federation=robust)
+    plan = plan_for(study, 3, PrivacyBudget(epsilon=3.0, delta=1e-4))
+    sites = [(PlannedSite(name=str(n), declared_size=n), plan) for n in (600, 300, 60)]
+    mean, median = (prospect(s, sites, network_sizes(s)) for s in (tiny.study(), study))
+    assert median.sites == mean.sites
+    assert mean.fitness_std is not None
+    assert median.fitness_std is not None
+    assert median.fitness_std > 1.5 * mean.fitness_std
+    assert any("median with max_hostile = 1 has more noise" in words for words in median.warnings)
+    few = prospect(study, sites[:2], network_sizes(study))
+    assert few.fitness_std is None
+    assert (
+        "median with max_hostile = 1 needs at least 3 sites, here are 2: the study is refused" in few.warnings
+    )
+
+
 def test_network_sizes_are_those_that_devices_are_told() -> None:
     study = tiny.study()
     space = create("mlp", (4,), 3)

@@ -71,7 +71,7 @@ def test_it_prints_a_cell_for_each_rule_and_a_row_for_each_attack(
 
 def test_a_study_is_conducted_with_the_hostile_office_among_the_others() -> None:
     honest, attacked = (
-        robust.accuracy(robust.Job(rule="mean", attack=attack, epsilon=robust.EPSILONS[1], seed=0, rounds=3))
+        robust.accuracy(robust.Job(rule="mean", attack=attack, epsilon=robust.EPSILONS[1], seed=0, rounds=4))
         for attack in robust.ATTACKS[:2]
     )
     assert attacked < honest
