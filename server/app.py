@@ -53,7 +53,8 @@ def run_study(
     signer: TaskSigner | None = None,
 ) -> None:
     """Conduct a study over any grid, then write its results: `conduct` says with what."""
-    write_results(conduct(grid, path, resume=resume, marks_file=marks_file, signer=signer))
+    with RunDirectory(path).held():
+        write_results(conduct(grid, path, resume=resume, marks_file=marks_file, signer=signer))
 
 
 def conduct(

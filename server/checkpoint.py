@@ -1,9 +1,11 @@
 """A run directory: what a study has released so far, on disk, one whole round at a time."""
 
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
@@ -37,6 +39,26 @@ class RunDirectory:
                 f"{path}/run.json is not of format {FORMAT}; it belongs to another version"
             )
         self.run: str = manifest["run"]
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other servers out: one that was taken for dead may wake up beside its successor.
+
+        Raises:
+            RunDirectoryError: another server is at work on it; a crash lets go.
+        """
+        descriptor = os.open(self.path / "run.json", os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            raise RunDirectoryError(
+                f"another server is at work on {self.path}; wait for its end, or end it, and resume"
+            ) from error
+        try:
+            yield
+        finally:
+            os.close(descriptor)
 
     def write(self, name: str, value: Mapping[str, Any]) -> None:
         """Replace one JSON file atomically."""

@@ -226,13 +226,17 @@ class FlowerCommand:
             ExchangeError: it failed, with the server app's own words if it had some.
         """
         status = self.wait_for_end(run_id, process)
-        log = self._call(["log", run_id, _CONNECTION, "--show"], _COMMAND_S)
+        log = self.log(run_id)
         (self.home / "run.log").write_text(log, encoding="utf-8")
         if status != "finished:completed":
             reasons = _REASON.findall(log)
             raise ExchangeError(
                 reasons[-1] if reasons else f"{what} is {status}: read {self.home / 'run.log'}"
             )
+
+    def log(self, run_id: str) -> str:
+        """What the server app of a run has printed, as far as the SuperLink knows it."""
+        return self._call(["log", run_id, _CONNECTION, "--show"], _COMMAND_S)
 
     def register(self, public_key: Path, name: str) -> None:
         """Make a SuperNode's key known to the SuperLink; one that is known already stays so.
@@ -271,11 +275,18 @@ class FlowerCommand:
             return ""
         return done.stdout
 
+    def pids(self) -> list[int]:
+        """All processes that were started here and live, with all that they started.
+
+        Only systems with a /proc can tell; elsewhere the SuperLink itself ends what it started.
+        """
+        return _marked(self.mark)
+
     def end_all(self) -> None:
         """End what is left of all that was started here: gently first, then by force."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             end = time.monotonic() + _GRACE_S
-            while (marked := _marked(self.mark)) and time.monotonic() < end:
+            while (marked := self.pids()) and time.monotonic() < end:
                 for pid in marked:
                     _signal(pid, number)
                 time.sleep(0.2)
@@ -293,10 +304,7 @@ def _executable(name: str) -> str:
 
 
 def _marked(mark: str) -> list[int]:
-    """Return the processes that inherited this mark; daemons leave their group, not their environment.
-
-    Only systems with a /proc can tell; elsewhere the SuperLink itself ends what it started.
-    """
+    """Return the processes that inherited this mark; daemons leave their group, not their environment."""
     found = []
     needle = f"{_MARK}={mark}".encode()
     for entry in Path("/proc").glob("[0-9]*/environ"):
