@@ -330,7 +330,7 @@ class Coordinator:
 
     def _live_tiers(self) -> list[str]:
         """The tiers with a site that has not retired, in the order of the cohort."""
-        live = {member.facts.device.tier for member in self._sites.active()}
+        live = {member.facts.device.tier for member in self._sites.remaining()}
         return [tier for tier in self._cohort.tiers if tier in live]
 
     def _generator(self, step: Step, purpose: int) -> np.random.Generator:

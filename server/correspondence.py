@@ -70,6 +70,14 @@ class Correspondence:
         refused = self.refused
         return [member for member in self._members if member.facts.site not in refused]
 
+    def remaining(self) -> list[Member]:
+        """The members that have not left for good, in their order: who is away now may come back.
+
+        What a round asks is drawn from these: a server that takes up a round which was asked before, when
+        others were away, has to ask the same.
+        """
+        return [member for member in self._members if member.facts.site not in self._retired]
+
     def ask(self, tasks: Mapping[Member, Task]) -> tuple[dict[Member, Answer], dict[str, Any]]:
         """Send tasks; return the valid answers in the order of the tasks, and what became of each site.
 

@@ -237,6 +237,8 @@ class Killer:
         """Play the whole deck, or until the study is over."""
         begin = time.monotonic()
         try:
+            while not over.is_set() and not self._rounds():  # until then a study may begin without a site
+                over.wait(_LOOK_S)
             for number, card in enumerate(self._deck):
                 ahead = self._rounds() / self._num_rounds > number / len(self._deck)
                 self._wait(self._random.uniform(0.5, self._longest_s) * (0.2 if ahead else 1.0), over)
