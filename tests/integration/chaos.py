@@ -5,6 +5,7 @@ import os
 import random
 import select
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -193,9 +194,12 @@ def server_services(server: ServerKit) -> list[Service]:
 
 def supernode(name: str, kit: SiteKit, prefix: Sequence[str] = ()) -> Service:
     """A site's SuperNode; after a SIGKILL it is refused (305) until its lease of 60 s ends."""
+    program, *arguments = kit.supernode
+    if prefix:
+        program = str(Path(sys.executable).parent / program)
     return Service(
         name=name,
-        command=(*prefix, *kit.supernode),
+        command=(*prefix, program, *arguments),
         restart_s=15.0,
         environment={"FLWR_HOME": str(kit.folder / "flower")},
     )
@@ -251,7 +255,8 @@ class Killer:
                 if over.is_set():
                     return
                 what = card.kind if card.pause_s is None else f"{card.kind} stopped {card.pause_s:.0f} s"
-                self.played.append(f"{time.monotonic() - begin:7.1f} s  round {self._rounds() + 1}  {what}")
+                moment = f"{time.monotonic() - begin:7.1f} s  round {self._rounds() + 1}"
+                self.played.append(f"{moment}  {what}")
             while self._stopped:
                 self._wait(_LOOK_S, over)
         finally:

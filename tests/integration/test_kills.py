@@ -1,41 +1,21 @@
 """Kills: a study over real processes that die at random moments ends well, each answer paid for once."""
 
-import threading
-import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from fednas.config import StudyConfig, load_site, validated
+from fednas.config import StudyConfig
 from fednas.privacy.signing import TaskSigner
 from fednas.schedule import agenda
-from fednas.site.datasets import load as load_records
-from server.checkpoint import create_run
 from server.kit import ServerKit
 from simulations.__main__ import adjust
 from simulations.flower_command import free_port
-from simulations.runner import Options, about
-from simulations.scenario import Scenario, prepare
+from simulations.scenario import Scenario
 from simulations.scenarios import SCENARIOS
-from tests.integration import evidence
-from tests.integration.chaos import (
-    Card,
-    Fleet,
-    Killer,
-    Kind,
-    Operator,
-    local_fleet,
-    make_folder,
-    shuffled,
-    watch_marks,
-)
+from tests.integration.chaos import Card, Killer, Kind, Operator, local_fleet, make_folder, shuffled
+from tests.integration.disturbed import disturb, hurried, make_run
 from tests.simulations import tiny
-
-NUM_SITES = 3
-OPTIONS = Options(runtime="deployment", sites=NUM_SITES, test_noise=True)
 
 KILLS: Mapping[Kind, int] = {"server app": 12, "SuperLink": 12, "SuperNode": 14, "client task": 26}
 # Not dead but silent, for shorter and longer than a lease: what wakes up must do no harm.
@@ -49,61 +29,6 @@ PAUSES: Sequence[Card] = (
     Card(kind="client task", pause_s=10.0),
     Card(kind="client task", pause_s=5.0),
 )
-
-
-def make_run(path: Path, scenario: Scenario, study: StudyConfig, server: ServerKit) -> list[Path]:
-    """A run directory of seeded sites, nothing asked of them yet; their files."""
-    data = scenario.load()
-    data = replace(data, sites=data.sites[:NUM_SITES])
-    create_run(path, study, run=f"test-{study.name}", about=about(scenario, data, OPTIONS))
-    sites = prepare(
-        data,
-        path,
-        cap=study.privacy.budget,
-        test_seed=study.seed,
-        server_key=TaskSigner.read(server.signing_key).public_key,
-    )
-    for site in sites:
-        load_records(load_site(site), study.data)
-    return sites
-
-
-def hurried(study: StudyConfig, deadline_s: float) -> StudyConfig:
-    """A study that does not wait long for the dead, with spare rounds for answers that get lost."""
-    values = study.model_dump()
-    values["federation"] |= {"deadline_s": deadline_s}
-    values["schedule"] |= {"spare_rounds": 40}
-    return validated(StudyConfig, values, "study")
-
-
-def disturb(fleet: Fleet, killer: Killer, operator: Operator, run: Path, signer: TaskSigner) -> str:
-    """Conduct a study to its end while the killer plays, look at what is left, say what happened."""
-    over = threading.Event()
-    begin = time.monotonic()
-    with ThreadPoolExecutor(2) as pool, fleet.running():
-        watch = pool.submit(watch_marks, run / "marks.json", over)
-        try:
-            operator.register()
-            play = pool.submit(killer.play, over)
-            operator.conduct()
-        finally:
-            over.set()
-        play.result()
-    assert watch.result() == []
-    minutes = (time.monotonic() - begin) / 60.0
-    evidence.assert_complete(run)
-    evidence.assert_ledgers_verify(run)
-    merged = evidence.assert_all_that_was_merged_was_charged_and_used_once(run)
-    evidence.assert_budgets_hold(run)
-    evidence.assert_marks_are_the_newest_answers(run)
-    evidence.assert_one_process_makes_the_same(run, run.with_name("twin"), signer)
-    lines = [
-        *killer.played,
-        f"kills {sum(killer.kills.values())}: {dict(killer.kills)}; stopped: {dict(killer.pauses)}",
-        f"starts: {dict(fleet.starts)}; runs: {dict(operator.ends)}",
-        f"{len(evidence.rounds_of(run))} rounds, {merged} answers merged, {minutes:.1f} minutes",
-    ]
-    return "\n".join(lines)
 
 
 def soak(
@@ -130,9 +55,7 @@ def soak(
         make_folder(folder / "fleet" / "logs"),
         impatient=impatient,
     )
-    table = disturb(fleet, killer, operator, run, TaskSigner.read(server.signing_key))
-    print("\n" + table)  # noqa: T201
-    (folder / "table.txt").write_text(table + "\n")
+    disturb(fleet, killer, operator, run, TaskSigner.read(server.signing_key))
     return killer
 
 

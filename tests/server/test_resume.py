@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,6 +103,40 @@ def test_a_disk_that_is_full_at_a_checkpoint_is_one_line_and_the_run_resumes(
             run(Stubs(facts=facts(study)), path)
     assert "\n" not in str(caught.value)
     assert same(whole, run(Stubs(facts=facts(study)), path, resume=True))
+
+
+@pytest.mark.parametrize("gone", sorted(tiny.SIZES))
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_round_that_is_asked_again_while_a_site_is_away_asks_the_others_the_same(
+    tmp_path: Path, strategy: str, gone: str
+) -> None:
+    """Otherwise their ledgers, which answered it before, would refuse it until that site is back."""
+    study = tiny.study(search={"strategy": strategy}, schedule={"candidates": 9})
+    for last in range(1, 7):
+        begun = Stubs(facts=facts(study), reply=_dies_in(last, at=sorted(tiny.SIZES)[-1]))
+        path = folder(tmp_path / f"{last}", study)
+        with pytest.raises(Killed):
+            run(begun, path)
+        again = Stubs(facts=tuple(f for f in facts(study) if f.site != gone), reply=_dies_in(last + 1))
+        with pytest.raises(Killed) if last < 6 else nullcontext():
+            run(again, path, resume=True)
+        first, second = (
+            {site: task.digest() for site, task in stubs.tasks if task.round == last}
+            for stubs in (begun, again)
+        )
+        assert len(second) >= 1
+        assert {site: first[site] for site in second} == second
+
+
+def _dies_in(last: int, *, at: str | None = None) -> Callable[[str, Task], RecordDict]:
+    """Answer until a round is asked of a site, or of the first that is asked."""
+
+    def reply(site: str, task: Task) -> RecordDict:
+        if task.round == last and at in (None, site):
+            raise Killed
+        return honest(site, task)
+
+    return reply
 
 
 def test_a_begun_run_is_not_begun_again_without_resume(study: StudyConfig, tmp_path: Path) -> None:
