@@ -16,6 +16,7 @@ from fednas.space import create
 from fednas.wire import Task
 from server import checkpoint
 from server.agreement import recall, store
+from server.app import run_study
 from server.checkpoint import RunDirectory
 from server.report import Completed
 from tests.server.stubs import Killed, Stubs, facts, folder, honest, plan, run, same
@@ -232,3 +233,23 @@ def test_only_the_last_two_checkpoints_are_kept(original: Path) -> None:
     latest = RunDirectory(original).latest(SPACE)
     assert latest is not None
     assert latest[0] == 6
+
+
+# Two servers
+
+
+def test_a_second_server_is_refused_while_another_is_at_work(study: StudyConfig, tmp_path: Path) -> None:
+    """One that was taken for dead may wake up when its successor has begun."""
+    path = folder(tmp_path / "run", study)
+    with RunDirectory(path).held():
+        with pytest.raises(RunDirectoryError, match="another server is at work on"):
+            run_study(Stubs(facts=facts(study)).grid(), path, resume=True)
+        assert not (path / "rounds").exists()
+
+
+def test_a_server_that_dies_lets_its_successor_in(study: StudyConfig, tmp_path: Path) -> None:
+    directory = RunDirectory(folder(tmp_path / "run", study))
+    with pytest.raises(Killed), directory.held():
+        raise Killed
+    with directory.held():
+        pass
