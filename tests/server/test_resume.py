@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,13 +112,13 @@ def test_a_round_that_is_asked_again_while_a_site_is_away_asks_the_others_the_sa
 ) -> None:
     """Otherwise their ledgers, which answered it before, would refuse it until that site is back."""
     study = tiny.study(search={"strategy": strategy}, schedule={"candidates": 9})
-    for last in range(1, 7):
+    for last in (1, 3):  # a training round, and a generation
         begun = Stubs(facts=facts(study), reply=_dies_in(last, at=sorted(tiny.SIZES)[-1]))
         path = folder(tmp_path / f"{last}", study)
         with pytest.raises(Killed):
             run(begun, path)
         again = Stubs(facts=tuple(f for f in facts(study) if f.site != gone), reply=_dies_in(last + 1))
-        with pytest.raises(Killed) if last < 6 else nullcontext():
+        with pytest.raises(Killed):
             run(again, path, resume=True)
         first, second = (
             {site: task.digest() for site, task in stubs.tasks if task.round == last}
