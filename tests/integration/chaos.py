@@ -261,6 +261,8 @@ class Killer:
                 self._wait(_LOOK_S, over)
         finally:
             self._continue(float("inf"))
+            self.played.append(f"{sum(self.kills.values())} kills: {dict(self.kills)}")
+            self.played.append(f"{sum(self.pauses.values())} stopped for a while: {dict(self.pauses)}")
 
     def _rounds(self) -> int:
         return len(list(self._run.glob("rounds/*.json")))

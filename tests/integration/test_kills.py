@@ -74,7 +74,7 @@ def test_a_study_ends_well_though_each_kind_of_process_is_killed(tmp_path: Path)
 @pytest.mark.parametrize("seed", [1])
 def test_a_study_ends_well_after_64_kills_at_random_moments(tmp_path: Path, seed: int) -> None:
     scenario = SCENARIOS["hospitals"]()
-    study = hurried(adjust(scenario.study, rounds=40), 60.0)
+    study = hurried(adjust(scenario.study, rounds=24), 60.0)
     deck = shuffled(KILLS, PAUSES, seed=seed)
     killer = soak(tmp_path, scenario, study, deck, seed=seed, longest_s=40.0, timeout_s=5400.0)
     assert killer.kills == KILLS, "the study was over before the deck"
