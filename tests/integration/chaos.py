@@ -1,6 +1,5 @@
-"""Flower's real processes killed and stopped at random, a supervisor that plays systemd, and an operator."""
+"""Flower's real processes killed and stopped at random, and a supervisor that plays systemd."""
 
-import json
 import os
 import random
 import select
@@ -18,7 +17,6 @@ from typing import Any, Final, Literal, final
 
 from client.kit import SiteKit
 from fednas.config import load_site
-from fednas.errors import ExchangeError
 from server.kit import ServerKit
 from simulations.flower_command import FlowerCommand, free_port
 
@@ -33,7 +31,6 @@ PROGRAMS: Final[Mapping[Kind, str]] = {
 }
 _LIFE_S: Final = 6.0  # of a client task: most of it goes to imports
 _LOOK_S: Final = 0.1
-_ASK_S: Final = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +107,8 @@ class Fleet:
                     del due[name]
                     held[name][0].close()
                     held[name] = self._start(service)
-        for stack, _ in reversed(held.values()):
+        self.flower.end_all()  # all at once
+        for stack, _ in held.values():
             stack.close()
 
     def _start(self, service: Service) -> tuple[ExitStack, Any]:
@@ -316,91 +314,3 @@ def shuffled(kills: Mapping[Kind, int], pauses: Sequence[Card], *, seed: int) ->
     deck = [Card(kind=kind) for kind, count in kills.items() for _ in range(count)] + list(pauses)
     random.Random(seed).shuffle(deck)
     return deck
-
-
-@final
-class Operator:
-    """Starts the study once its sites are there, and again whenever its run has failed, until it is complete.
-
-    Args:
-        fleet: running.
-        keys: the public key of each site, by name.
-        logs: folder for what the server app of each failed run printed.
-        impatient: end a run whose server app is gone at once, not after Flower's 40 s.
-    """
-
-    def __init__(
-        self, fleet: Fleet, keys: Mapping[str, Path], logs: Path, *, impatient: bool = False
-    ) -> None:
-        self._fleet = fleet
-        self._keys = keys
-        self._logs = logs
-        self._impatient = impatient
-        self.ends: Counter[str] = Counter()
-
-    def conduct(self) -> None:
-        """Return when a run ended well.
-
-        Raises:
-            ExchangeError: the time was up before.
-        """
-        known: set[str] = set()
-        while time.monotonic() < self._fleet.flower.deadline:
-            runs = self._fleet.runs()
-            if runs is None:
-                time.sleep(_ASK_S)
-                continue
-            ended = {run for run, status in runs.items() if status.startswith("finished")}
-            for run in sorted(ended - known):
-                self._note(run, runs[run])
-            known |= ended
-            if "finished:completed" in self.ends:
-                return
-            unfinished = set(runs) - ended
-            if not unfinished:
-                with suppress(ExchangeError):  # the SuperLink may have died meanwhile
-                    self._fleet.flower.start_run()
-            elif self._impatient and self._is_orphaned():
-                for run in unfinished:
-                    self._fleet.flower.ask(["stop", run, "fednas", "--format", "json"])
-            time.sleep(_ASK_S)
-        raise ExchangeError(f"the study did not end in time: {dict(self.ends)}; read {self._logs}")
-
-    def register(self) -> None:
-        """Make the sites known to the SuperLink and wait until all are there."""
-        flower = self._fleet.flower
-        while self._fleet.runs() is None and time.monotonic() < flower.deadline:
-            time.sleep(_ASK_S)
-        for name, key in self._keys.items():
-            flower.register(key, name)
-        while self._fleet.online() < len(self._keys):
-            assert time.monotonic() < flower.deadline, "the SuperNodes did not come online"
-            time.sleep(_ASK_S)
-
-    def _is_orphaned(self) -> bool:
-        """Whether no server app lives, though one did: it takes a moment to start."""
-        for _ in range(10):
-            if self._fleet.living("server app"):
-                return False
-            time.sleep(1.0)
-        return True
-
-    def _note(self, run: str, status: str) -> None:
-        self.ends[status] += 1
-        log = self._fleet.flower.log(run)
-        (self._logs / f"run-{sum(self.ends.values()):02d}.log").write_text(f"{status}\n{log}")
-
-
-def watch_marks(file: Path, over: threading.Event) -> list[str]:
-    """What was wrong with the server's marks while they were looked at: a mark that went back or was lost."""
-    wrong: list[str] = []
-    newest: dict[str, int] = {}
-    while not over.wait(_LOOK_S):
-        if not file.exists():
-            wrong += ["the marks are gone"] if newest else []
-            continue
-        for dataset, mark in json.loads(file.read_text())["datasets"].items():
-            if mark["entries"] < newest.get(dataset, 0):
-                wrong.append(f"{dataset} went back from {newest[dataset]} to {mark['entries']}")
-            newest[dataset] = mark["entries"]
-    return wrong

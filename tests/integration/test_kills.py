@@ -13,8 +13,8 @@ from simulations.__main__ import adjust
 from simulations.flower_command import free_port
 from simulations.scenario import Scenario
 from simulations.scenarios import SCENARIOS
-from tests.integration.chaos import Card, Killer, Kind, Operator, local_fleet, make_folder, shuffled
-from tests.integration.disturbed import disturb, hurried, make_run
+from tests.integration.chaos import Card, Killer, Kind, local_fleet, make_folder, shuffled
+from tests.integration.disturbed import Operator, disturb, hurried, make_run
 from tests.simulations import tiny
 
 KILLS: Mapping[Kind, int] = {"server app": 12, "SuperLink": 12, "SuperNode": 14, "client task": 26}

@@ -16,14 +16,13 @@ from simulations.flower_command import free_port
 from simulations.scenarios import SCENARIOS
 from tests.integration.chaos import (
     Fleet,
-    Operator,
     make_folder,
     make_kits,
     prepare_flower,
     server_services,
     supernode,
 )
-from tests.integration.disturbed import NUM_SITES, disturb, hurried, make_run
+from tests.integration.disturbed import NUM_SITES, Operator, disturb, hurried, make_run
 from tests.integration.wires import NoNamespacesError, Wires, nginx, proxy
 
 # Seconds; a SuperNode's lease is 60 s: after longer cuts it has to become known again.
