@@ -196,9 +196,9 @@ class Coordinator:
                 f"at least {self._least}; mend the others and resume"
             )
 
-    def _judged(self, architecture: Architecture) -> bool:
-        """Whether enough sites hold an architecture to say how good it is: one, or what the rule needs."""
-        return sum(self._cohort.fits(m)(architecture) for m in self._sites.active()) >= self._least
+    def _judged(self, architecture: Architecture, members: Sequence[Member]) -> bool:
+        """Whether enough of these hold an architecture to say how good it is: one, or what the rule needs."""
+        return sum(self._cohort.fits(member)(architecture) for member in members) >= self._least
 
     def _paths(self, step: Step) -> Sequence[Architecture | None]:
         """Public randomness, before anything is asked: a path a member, none where nothing chosen fits.
@@ -230,7 +230,9 @@ class Coordinator:
             generator = self._generator(step, 1 + index)
             kept = list(dict.fromkeys([self._chosen.get(tier, anchor), anchor]))[:share]
             asked = strategy.ask(self._study.search.pool, generator)
-            pool = [a for a in asked if a not in kept and self._judged(a)]
+            # Who is away counts: a resumed round has to ask what was asked when all were there.
+            remaining = self._sites.remaining()
+            pool = [a for a in asked if a not in kept and self._judged(a, remaining)]
             count = min(share - len(kept), len(pool))
             ranked = shortlist(
                 pool,
@@ -264,7 +266,7 @@ class Coordinator:
         """Released correct-counts of the candidates, each from every site whose device it fits."""
         asked = self._sites.active()
         self._check_enough(len(asked), "are left")
-        candidates = [a for a in candidates if self._judged(a)]
+        candidates = [a for a in candidates if self._judged(a, self._sites.remaining())]
         share = {member: [a for a in candidates if self._cohort.fits(member)(a)] for member in asked}
         tasks = {
             member: self._task(member, step, "evaluate", fitting)
@@ -279,8 +281,9 @@ class Coordinator:
             noise = plan.noise_multiplier("fitness")
             for architecture, correct in zip(share[member], answer.arrays["correct"], strict=True):
                 counts[architecture].append(NoisyCount(correct=float(correct), size=size, noise_std=noise))
-        self._check_enough(len(self._sites.active()), "are left")
-        retired = [a for a in candidates if not self._judged(a)]
+        left = self._sites.active()
+        self._check_enough(len(left), "are left")
+        retired = [a for a in candidates if not self._judged(a, left)]
         for architecture in retired:  # those who could say have left the study: their tiers go without
             del counts[architecture]
         missing = [a.id for a, found in counts.items() if len(found) < self._least]
