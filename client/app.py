@@ -23,6 +23,7 @@ from fednas.errors import (
     SitePausedError,
     UnknownServerError,
 )
+from fednas.logs import report_refusal, set_up
 from fednas.site import Site, open_site
 from fednas.wire import Refusal, decode_task, encode, encode_facts, encode_refusal
 from fednas.wire_schema import explain
@@ -67,6 +68,8 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def _answer(message: Message, context: Context, act: Callable[[Site], RecordDict]) -> Message:
     """Act on the site of this node; whatever goes wrong leaves as a constant code, its words stay here."""
+    with suppress(Exception):
+        set_up(_log.name)
     try:
         site = open_site(_site_file(context))
         content = act(site)
@@ -79,7 +82,7 @@ def _answer(message: Message, context: Context, act: Callable[[Site], RecordDict
         code = next((c for kind, c in _CODES if issubclass(type(error), kind)), Refusal.SITE_FAILURE)
         # If this line failed, Flower would answer with the exception's text: some cannot be printed.
         with suppress(Exception):
-            _log.error("refused with %s: %s", code.value, error, exc_info=code is Refusal.SITE_FAILURE)
+            report_refusal(_log, code.value, error)
         content = encode_refusal(code)
     return Message(content, reply_to=message)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from fednas.errors import ConfigurationError
+from fednas.logs import VARIABLE
 
 _RESTART_S: Final = 15  # a SuperNode that was killed may come back after its lease of 60 s
 QUIET: Final[Mapping[str, str]] = {
@@ -17,6 +18,7 @@ QUIET: Final[Mapping[str, str]] = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "OMP_NUM_THREADS": "1",
+    VARIABLE: "text",
 }
 """Variables of every unit: Flower calls nobody and installs nothing, and a process has one thread."""
 

@@ -10,6 +10,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fednas.config import StudyConfig, space_of
 from fednas.errors import ConfigurationError, LedgerRolledBackError, RunDirectoryError
+from fednas.logs import Event, study_log, tagged
 from fednas.privacy.marks import Mark
 from fednas.privacy.signing import TaskSigner
 from fednas.wire import PROTOCOL, Refusal, decode, decode_facts
@@ -35,13 +36,14 @@ def main(grid: Grid, context: Context) -> None:
         raise ConfigurationError("no run directory: pass --run-config \"run-dir='/path/to/run'\"")
     marks = str(context.run_config.get("marks-file", ""))
     key = str(context.run_config.get("signing-key-file", ""))
-    run_study(
-        grid,
-        Path(path),
-        resume=bool(context.run_config.get("resume", False)),
-        marks_file=Path(marks) if marks else None,
-        signer=TaskSigner.read(Path(key)) if key else None,
-    )
+    with study_log("fednas"):
+        run_study(
+            grid,
+            Path(path),
+            resume=bool(context.run_config.get("resume", False)),
+            marks_file=Path(marks) if marks else None,
+            signer=TaskSigner.read(Path(key)) if key else None,
+        )
 
 
 def run_study(
@@ -103,7 +105,13 @@ def conduct(
     )
     coordinator = Coordinator(sites, cohort=cohort, agreement=agreement, directory=directory, space=space)
     done = coordinator.resume() if resume else 0
-    _log.info("%d sites, %d tiers, %d rounds done", len(cohort.members), len(cohort.tiers), done)
+    _log.info(
+        "%d sites, %d tiers, %d rounds done",
+        len(cohort.members),
+        len(cohort.tiers),
+        done,
+        extra=tagged(Event.SITES_MET, study=study.name, round=done),
+    )
     coordinator.run()
     return Completed(
         directory=directory,
@@ -127,7 +135,8 @@ def meet(grid: Grid, study: StudyConfig) -> list[Member]:
         if "facts" not in reply.content.config_records:
             found = decode(reply.content)
             code = found if isinstance(found, Refusal) else Refusal.SITE_FAILURE
-            _log.warning("a site takes no part: %s", code.value)
+            left_out = tagged(Event.SITE_LEFT_OUT, study=study.name, code=code.value)
+            _log.warning("a site takes no part: %s", code.value, extra=left_out)
             return
         members.append(Member(node=node, facts=decode_facts(reply.content)))
 

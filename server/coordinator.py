@@ -17,6 +17,7 @@ from fednas.aggregation import (
 )
 from fednas.config import dump_study
 from fednas.errors import ExchangeError, RunDirectoryError
+from fednas.logs import Event, tagged
 from fednas.schedule import Step, agenda, candidates_per_tier
 from fednas.search import Policy, SearchStrategy, Trial, create, shortlist, successor
 from fednas.space import Architecture, SearchSpace
@@ -130,13 +131,20 @@ class Coordinator:
                 step.round,
                 len(steps),
                 step.kind,
-                extra={"step": step, "of": len(steps)},
+                extra=tagged(
+                    Event.ROUND_BEGINS,
+                    study=self._study.name,
+                    round=step.round,
+                    rounds=len(steps),
+                    kind=step.kind,
+                ),
             )
             record = self._do(step)
             self._completed = step.round
             self._directory.write(f"rounds/{step.round:05d}.json", record)
             self._directory.save(step.round, self._supernet, self._state())
-        _log.info("study complete", extra={"step": None, "of": len(steps)})
+        finished = tagged(Event.STUDY_COMPLETE, study=self._study.name, rounds=len(steps))
+        _log.info("study complete", extra=finished)
 
     def _do(self, step: Step) -> dict[str, Any]:
         record: dict[str, Any] = {"round": step.round, "kind": step.kind}

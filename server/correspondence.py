@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 
 from fednas.config import FederationSection
 from fednas.errors import BudgetExceededError, ExchangeError, LedgerRolledBackError
+from fednas.logs import Event, tagged
 from fednas.privacy.marks import Mark
 from fednas.privacy.signing import TaskSigner
 from fednas.wire import Answer, Refusal, Task, check_answer, check_signature, decode, encode_task
@@ -87,6 +88,7 @@ class Correspondence:
             RunDirectoryError: the marks cannot be kept.
         """
         members = {member.node: member for member in tasks}
+        messages = [self._message(member, task) for member, task in tasks.items()]
         answers: dict[Member, Answer] = {}
         sites: dict[str, Any] = {}
 
@@ -101,7 +103,7 @@ class Correspondence:
 
         outcome = exchange(
             self._grid,
-            [self._message(member, task) for member, task in tasks.items()],
+            messages,
             on_reply=receive,
             deadline_s=self._federation.deadline_s,
         )
@@ -109,6 +111,9 @@ class Correspondence:
             sites[members[node].facts.site] = {"outcome": code}
         for node in (*outcome.late, *outcome.rejected, *outcome.skipped):
             sites[members[node].facts.site] = {"outcome": "LATE"}
+        for member, task in tasks.items():
+            site = member.facts.site
+            _report(site, sites[site]["outcome"], task)
         self._marks.keep({member.facts.dataset: _mark(member, answer) for member, answer in answers.items()})
         self._check_enough(len(answers), len(tasks), sites)
         self._repeats = False
@@ -195,7 +200,15 @@ def report_rollback(site: str, reason: str) -> None:
         site,
         Refusal.LEDGER_ROLLED_BACK.value,
         reason,
+        extra=tagged(Event.LEDGER_ROLLED_BACK, site=site, code=Refusal.LEDGER_ROLLED_BACK.value),
     )
+
+
+def _report(site: str, outcome: str, task: Task) -> None:
+    """Say in one line that a site's answer is missing, unless that was said already."""
+    if outcome not in ("ok", Refusal.LEDGER_ROLLED_BACK):
+        fields = tagged(Event.NO_ANSWER, site=site, code=outcome, round=task.round)
+        _log.info("%s gave no answer to round %d: %s", site, task.round, outcome, extra=fields)
 
 
 def _mark(member: Member, answer: Answer) -> Mark:

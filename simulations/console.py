@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from fednas.logs import Event
 from fednas.wire import Refusal
 from simulations.analysis import Summary
 from simulations.runner import site_statements
@@ -26,13 +27,14 @@ class _Follow(logging.Handler):
         self._task = bar.add_task("meeting the sites", total=None)
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not hasattr(record, "of"):
+        event, fields = getattr(record, "event", None), getattr(record, "fields", {})
+        if event is Event.ROUND_BEGINS:
+            text, done = f"round {fields['round']}: {fields['kind']}", fields["round"] - 1
+        elif event is Event.STUDY_COMPLETE:
+            text, done = "done", fields["rounds"]
+        else:
             return
-        step = record.__dict__["step"]
-        total = record.__dict__["of"]
-        done = total if step is None else step.round - 1
-        text = "done" if step is None else f"round {step.round}: {step.kind}"
-        self._bar.update(self._task, total=total, completed=done, description=text)
+        self._bar.update(self._task, total=fields["rounds"], completed=done, description=text)
 
 
 @contextmanager

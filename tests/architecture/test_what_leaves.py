@@ -138,7 +138,10 @@ def nothing_printed_where_records_are(tree: ast.Module, module: str) -> Iterator
 
 
 def no_exception_in_a_reply(tree: ast.Module, module: str) -> Iterator[str]:
-    """What an exception says is compared with classes and logged on the site, and goes nowhere else."""
+    """What an exception says is compared with classes and reported on the site, and goes nowhere else.
+
+    `report_refusal` decides what may be said of it: a log that formats an exception says all of it.
+    """
     if module not in (APP, WIRE):
         return
     for handler in (node for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler) and node.name):
@@ -148,7 +151,7 @@ def no_exception_in_a_reply(tree: ast.Module, module: str) -> Iterator[str]:
                 kept.add(id(node.cause))
             elif isinstance(node, ast.Call) and (
                 last(node.func) in ("isinstance", "type")
-                or (module == APP and dotted(node.func) in ("_log.error", "_log.exception"))
+                or (module == APP and dotted(node.func) == "report_refusal")
             ):
                 kept |= {id(argument) for argument in node.args}
         for node in ast.walk(handler):
@@ -259,6 +262,7 @@ PLANTED: list[tuple[str, str, str]] = [
     ("no_exception_in_a_reply", "client/app.py", "try: f()\nexcept Exception as e: g(e.args)"),
     ("no_exception_in_a_reply", "client/app.py", "try: f()\nexcept Exception as e: encode_refusal(e)"),
     ("no_exception_in_a_reply", "client/app.py", "try: f()\nexcept Exception as e: last = e"),
+    ("no_exception_in_a_reply", "client/app.py", "try: f()\nexcept Exception as e: _log.error('%s', e)"),
     ("no_exception_in_a_reply", "client/app.py", "encode_refusal(f'{name} has {n} records')"),
     ("no_exception_in_a_reply", "client/app.py", "encode_refusal(type(error).__name__)"),
     ("no_exception_in_a_reply", "fednas/wire.py", "try: f()\nexcept E as e: raise ExchangeError(str(e))"),
@@ -289,7 +293,7 @@ def test_every_rule_is_planted() -> None:
     ("module", "source"),
     [
         ("client/app.py", "from flwr.app import Context, Message, RecordDict\nMessage(content, reply_to=m)"),
-        ("client/app.py", "try: f()\nexcept Exception as e: _log.error('%s', e)"),
+        ("client/app.py", "try: f()\nexcept Exception as e: report_refusal(_log, 'CODE', e)"),
         ("client/app.py", "try: f()\nexcept Exception as e: code = isinstance(e, PrivacyError)"),
         ("fednas/wire.py", "try: f()\nexcept KeyError as e: raise ExchangeError('malformed') from e"),
         ("fednas/wire.py", "RecordDict({'a': ConfigRecord({})})"),
