@@ -15,7 +15,7 @@ from fednas.privacy.marks import Mark
 from fednas.privacy.signing import TaskSigner
 from fednas.wire import Answer, Refusal, Task, check_answer, check_signature, decode, encode_task
 from server.cohort import Member
-from server.exchange import exchange
+from server.exchange import exchange, num_bytes
 from server.marks import Marks, check_answered
 from server.plausibility import check_plausible
 
@@ -89,11 +89,14 @@ class Correspondence:
         """
         members = {member.node: member for member in tasks}
         messages = [self._message(member, task) for member, task in tasks.items()]
+        sent = {member.facts.site: num_bytes(m.content) for member, m in zip(tasks, messages, strict=True)}
+        received = dict.fromkeys(sent, 0)
         answers: dict[Member, Answer] = {}
         sites: dict[str, Any] = {}
 
         def receive(node: int, reply: Message) -> None:
             member = members[node]
+            received[member.facts.site] = num_bytes(reply.content)
             found = self.examine(member, tasks[member], reply.content)
             if isinstance(found, Refusal):
                 sites[member.facts.site] = {"outcome": found.value}
@@ -114,6 +117,7 @@ class Correspondence:
         for member, task in tasks.items():
             site = member.facts.site
             _report(site, sites[site]["outcome"], task)
+            sites[site] |= {"sent_bytes": sent[site], "received_bytes": received[site]}
         self._marks.keep({member.facts.dataset: _mark(member, answer) for member, answer in answers.items()})
         self._check_enough(len(answers), len(tasks), sites)
         self._repeats = False

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, final
 
-from flwr.app import Error, Message
+from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 from google.protobuf.message import DecodeError
 
@@ -92,6 +92,16 @@ def error_code(error: Error) -> str:
     if error.reason is not None and _CODE.fullmatch(error.reason):
         return error.reason
     return ERROR_CODES.get(error.code, "UNKNOWN")
+
+
+def num_bytes(content: RecordDict) -> int:
+    """How many bytes the arrays and the texts of a message have, whatever else is in it.
+
+    Flower's own count refuses an empty text, which a hostile reply may hold.
+    """
+    arrays = sum(len(array.data) for record in content.array_records.values() for array in record.values())
+    values = (value for record in content.config_records.values() for value in record.values())
+    return arrays + sum(len(value) for value in values if isinstance(value, str | bytes))
 
 
 def exchange(
