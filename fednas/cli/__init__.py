@@ -6,7 +6,18 @@ from typing import NoReturn
 import click
 import typer
 
-from fednas.cli import audits, examining, leaving, ledger_service, ledgers, networks, planning, sites
+from fednas.cli import (
+    audits,
+    examining,
+    leaving,
+    ledger_service,
+    ledgers,
+    metrics,
+    networks,
+    planning,
+    sites,
+    watch,
+)
 from fednas.errors import FednasError
 
 __all__ = ["app", "main", "run_cli"]
@@ -25,6 +36,8 @@ app.add_typer(ledgers.group, name="ledger")
 app.add_typer(audits.group, name="audit")
 app.add_typer(sites.group, name="site")
 app.command("doctor")(examining.examine_kit)
+app.command("watch")(watch.watch_run)
+app.command("metrics")(metrics.serve_metrics)
 app.command("wire")(leaving.show_wire)
 app.command("export")(networks.export_networks)
 
