@@ -29,6 +29,7 @@ class Event(StrEnum):
     SITE_LEFT_OUT = "site_left_out"
     ROUND_BEGINS = "round_begins"
     NO_ANSWER = "no_answer"
+    REPLY_UNREADABLE = "reply_unreadable"
     LEDGER_ROLLED_BACK = "ledger_rolled_back"
     STUDY_COMPLETE = "study_complete"
     STUDY_STOPPED = "study_stopped"

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from google.protobuf.message import DecodeError
 
 from fednas.errors import ExchangeError
+from fednas.logs import Event, tagged
 
 # The numbers travel on the wire, so they are part of Flower's protocol; a contract test compares them.
 ERROR_CODES: Mapping[int, str] = {
@@ -244,7 +245,8 @@ def _look(grid: Grid, identity: str) -> Message | str | None:
     try:
         found = list(grid.pull_messages([identity]))
     except _UNREADABLE as error:
-        _log.warning("a reply cannot be read: %s", type(error).__name__)
+        unreadable = tagged(Event.REPLY_UNREADABLE, error=type(error).__name__)
+        _log.warning("a reply cannot be read: %s", type(error).__name__, extra=unreadable)
         return MALFORMED_REPLY
     if not found:
         return None

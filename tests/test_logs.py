@@ -1,5 +1,6 @@
 """Logs of both forms hold public facts only, whatever an attacker puts into records, exceptions and paths."""
 
+import ast
 import json
 import logging
 import sys
@@ -24,6 +25,7 @@ from tests.server import stubs
 from tests.simulations import tiny
 from tests.site.sites import Sites, task
 
+ROOT = Path(__file__).parents[1]
 WORDS = ("42.125", "record 17", "record_17")
 
 
@@ -276,6 +278,15 @@ def test_a_study_writes_its_rounds_and_who_did_not_answer(
     assert lines[0]["event"] == "sites_met"
     assert (lines[-1]["event"], lines[-1]["rounds"]) == ("study_complete", rounds)
     assert RunDirectory(path).study.name == lines[-1]["study"]
+
+
+def test_every_line_of_server_and_site_has_an_event_but_the_words_for_the_owner_alone() -> None:
+    without = []
+    for path in sorted((*(ROOT / "server").glob("*.py"), *(ROOT / "client").glob("*.py"))):
+        for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+            if ast.unparse(call.func).startswith("_log.") and all(k.arg != "extra" for k in call.keywords):
+                without.append(f"{path.parent.name}/{path.name}: {ast.unparse(call.args[0])}")
+    assert without == ["""client/app.py: "%d records break the study's schema and are left out\""""]
 
 
 def test_a_study_that_stops_says_so_and_the_error_goes_on(

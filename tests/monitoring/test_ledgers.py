@@ -147,11 +147,16 @@ def odd(path: Path) -> None:
         connection.execute("UPDATE entries SET body = ?, digest = ? WHERE seq = 0", (b"\xff", "x"))
 
 
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "empty": lambda path: path.write_bytes(b""),
     "no database": lambda path: path.write_bytes(b"ledger" * 999),
     "cut": lambda path: path.write_bytes(path.read_bytes()[:5000]),
-    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a folder": folder,
     "entries are gone": unsigned,
     "no text": odd,
 }
