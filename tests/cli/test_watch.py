@@ -61,7 +61,7 @@ def test_a_complete_run_is_shown_once_and_the_command_ends(
         "received",
     ):
         assert word in shown
-    assert re.search(r"large +0\.\d{3} ± 0\.\d{3}", shown)
+    assert re.search(r"large +-?\d\.\d{3} ± \d\.\d{3}", shown)
 
 
 @pytest.mark.parametrize("columns", [20, 40, 60, 80, 109, 110, 200])
