@@ -27,6 +27,7 @@ class Event(StrEnum):
 
     SITES_MET = "sites_met"
     SITE_LEFT_OUT = "site_left_out"
+    SITE_RETURNED = "site_returned"
     ROUND_BEGINS = "round_begins"
     NO_ANSWER = "no_answer"
     REPLY_UNREADABLE = "reply_unreadable"

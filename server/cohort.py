@@ -16,7 +16,7 @@ from fednas.space.cost import Cost, cost_of
 from fednas.wire import SiteFacts
 
 AWAY = "AWAY"
-"""Why a member that did not answer the greeting is not asked."""
+"""Why a member that did not answer the greeting is not asked, until it answers another one."""
 
 
 @dataclass(frozen=True, kw_only=True)

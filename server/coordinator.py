@@ -159,7 +159,7 @@ class Coordinator:
     def _train(self, step: Step) -> dict[str, Any]:
         kind: TaskKind = "final" if step.kind == "final" else "train"
         active = set(self._sites.active())
-        drawn = zip(self._cohort.members, self._paths(step), strict=True)
+        drawn = zip(self._sites.members, self._paths(step), strict=True)
         paths = {member: path for member, path in drawn if path is not None and member in active}
         tasks = {
             member: self._task(member, step, kind, [path], alphas=step.kind == "search")

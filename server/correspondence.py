@@ -1,6 +1,7 @@
 """Ask the sites: take what is signed and newer than what was seen before, remember who is out."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, final
@@ -13,10 +14,21 @@ from fednas.errors import BudgetExceededError, ExchangeError, LedgerRolledBackEr
 from fednas.logs import Event, tagged
 from fednas.privacy.marks import Mark
 from fednas.privacy.signing import TaskSigner
-from fednas.wire import Answer, Refusal, Task, check_answer, check_signature, decode, encode_task
-from server.cohort import Member
+from fednas.wire import (
+    PROTOCOL,
+    Answer,
+    Refusal,
+    SiteFacts,
+    Task,
+    check_answer,
+    check_signature,
+    decode,
+    decode_facts,
+    encode_task,
+)
+from server.cohort import AWAY, Member
 from server.exchange import exchange, num_bytes
-from server.marks import Marks, check_answered
+from server.marks import Marks, check_answered, check_shown
 from server.plausibility import check_plausible
 
 _log = logging.getLogger("fednas.server")
@@ -30,7 +42,7 @@ class Correspondence:
 
     Args:
         grid: where the sites are.
-        members: the sites of the study; who is away now is not asked.
+        members: the sites of the study; who is away now is greeted again in each round, and asked once back.
         federation: deadline and quorum.
         marks: where each ledger was last seen.
         signer: of what is asked; None where the sites know no key of this server.
@@ -60,6 +72,11 @@ class Correspondence:
         self._away = {member.facts.site: member.away for member in members if member.away}
         self._retired: dict[str, str] = {}
         self._answered: dict[str, int] = {}  # site -> entries of its ledger at its last answer
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """All members in their order, each at the node from which it answers now."""
+        return self._members
 
     @property
     def refused(self) -> Mapping[str, str]:
@@ -93,8 +110,12 @@ class Correspondence:
         received = dict.fromkeys(sent, 0)
         answers: dict[Member, Answer] = {}
         sites: dict[str, Any] = {}
+        back: dict[int, SiteFacts] = {}
 
         def receive(node: int, reply: Message) -> None:
+            if node not in members:
+                back[node] = decode_facts(reply.content)
+                return
             member = members[node]
             received[member.facts.site] = num_bytes(reply.content)
             found = self.examine(member, tasks[member], reply.content)
@@ -106,14 +127,14 @@ class Correspondence:
 
         outcome = exchange(
             self._grid,
-            messages,
+            [*messages, *self._greetings()],
             on_reply=receive,
             deadline_s=self._federation.deadline_s,
         )
-        for node, code in outcome.failed.items():
-            sites[members[node].facts.site] = {"outcome": code}
-        for node in (*outcome.late, *outcome.rejected, *outcome.skipped):
-            sites[members[node].facts.site] = {"outcome": "LATE"}
+        late = dict.fromkeys((*outcome.late, *outcome.rejected, *outcome.skipped), "LATE")
+        for node, code in {**outcome.failed, **late}.items():
+            if node in members:
+                sites[members[node].facts.site] = {"outcome": code}
         for member, task in tasks.items():
             site = member.facts.site
             _report(site, sites[site]["outcome"], task)
@@ -122,7 +143,45 @@ class Correspondence:
         self._check_enough(len(answers), len(tasks), sites)
         self._repeats = False
         self._answered |= {member.facts.site: answer.entries for member, answer in answers.items()}
+        self._welcome(back)
         return answers, dict(sorted(sites.items()))
+
+    def _greetings(self) -> list[Message]:
+        """To the nodes that no member answers from, as long as a member is away: it may be there again."""
+        if AWAY not in self._away.values():
+            return []
+        known = {member.node for member in self._members}
+        strangers = sorted(set(self._grid.get_node_ids()) - known)
+        return [Message(RecordDict(), node, "query.hello") for node in strangers]
+
+    def _welcome(self, back: Mapping[int, SiteFacts]) -> None:
+        """Take in the members that are there again: what a site says now must be what it said at first."""
+        places = Counter(facts.site for facts in back.values())
+        for node, facts in back.items():
+            index = next((i for i, m in enumerate(self._members) if m.facts.site == facts.site), None)
+            if index is None or self._away.get(facts.site) != AWAY or places[facts.site] > 1:
+                continue
+            member = self._members[index]
+            same = (PROTOCOL, member.facts.dataset, member.facts.signer)
+            if (facts.protocol, facts.dataset, facts.signer) != same:
+                left_out = tagged(Event.SITE_LEFT_OUT, site=member.facts.site, code=AWAY)
+                _log.warning(
+                    "%s is not taken for who was away: its protocol, dataset or key is another",
+                    member.facts.site,
+                    extra=left_out,
+                )
+                continue
+            shown = Mark(signer=facts.signer, entries=facts.entries, head=facts.head)
+            try:
+                check_shown(self._marks.of(facts.dataset), shown)
+            except LedgerRolledBackError as error:
+                self._suspend(facts.site, str(error))
+                continue
+            del self._away[facts.site]
+            returned = replace(member, node=node, away="")
+            self._members = (*self._members[:index], returned, *self._members[index + 1 :])
+            site = member.facts.site
+            _log.info("%s is there again", site, extra=tagged(Event.SITE_RETURNED, site=site))
 
     def examine(self, member: Member, task: Task, content: RecordDict) -> Answer | Refusal:
         """A site's answer, once everything about it has been checked, or why there is none.
