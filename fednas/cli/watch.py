@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 REFRESH_S = 1.0
 _WIDE = 110
 """Columns of a terminal from which the table of sites has all of its own."""
-_NOTE = "ε planned is what to state; ε so far is the plan's schedule up to the round under way"
+_NOTE = "ε planned is what to state; ε so far includes the round under way"
 
 
 def watch_run(
@@ -96,7 +96,7 @@ def _header(progress: "Progress", now_s: float) -> "RenderableType":
     else:
         state = f": round {step.round} of {total}, {step.kind}, for {_duration(now_s - progress.last_s)}"
     left = progress.remaining_s(now_s)
-    state += f"; begun {_duration(now_s - progress.started_s)} ago"
+    state += f"\nbegun {_duration(now_s - progress.started_s)} ago"
     state += "" if left is None else f", about {_duration(left)} left"
     return text.append(state, style="not bold")
 

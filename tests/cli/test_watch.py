@@ -98,7 +98,7 @@ def test_a_run_without_privacy_and_one_that_stands_still_say_so(
     shown = capfd.readouterr().out
     assert "NOT PRIVATE: epsilon is infinite" in shown
     assert "if its server has stopped, resume the run" in shown
-    assert re.search(r"round 4 of 6, final, for \d+ d \d+ h; begun", shown)
+    assert re.search(r"round 4 of 6, final, for \d+ d \d+ h\nbegun", shown)
 
 
 def test_programs_read_the_same(
