@@ -44,13 +44,16 @@ def serve_metrics(
     from fednas.monitoring.exporter import ADDRESS, MonitoringCollector, serve
 
     sites = [load_site(path) for path in site or []]
-    found, stop = serve(MonitoringCollector(run or [], sites), port)
-    print_line(f"serving metrics on http://{ADDRESS}:{found}/metrics")
-    sys.stdout.flush()
     end = threading.Event()
+    # Before anybody is told that it serves: who reads that may end it at once.
     before = signal.signal(signal.SIGTERM, lambda *_: end.set())
     try:
-        end.wait()
+        found, stop = serve(MonitoringCollector(run or [], sites), port)
+        print_line(f"serving metrics on http://{ADDRESS}:{found}/metrics")
+        sys.stdout.flush()
+        try:
+            end.wait()
+        finally:
+            stop()
     finally:
         signal.signal(signal.SIGTERM, before)
-        stop()
