@@ -183,7 +183,9 @@ def unit(
     Raises:
         ConfigurationError: a path holds a line break, which no unit can.
     """
-    variables = dict(QUIET) | dict(environment or {})
+    # Flower starts its other programs by their names, and systemd's own path holds no virtual environment.
+    path = os.pathsep.join([str(Path(sys.executable).parent), "/usr/local/bin", "/usr/bin", "/bin"])
+    variables = dict(QUIET) | {"PATH": path} | dict(environment or {})
     lines = [
         "[Unit]",
         f"Description={description}",

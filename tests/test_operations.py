@@ -2,12 +2,15 @@
 
 import os
 import pwd
+import re
 import shutil
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from flwr.supercore.constant import TASK_TYPE_TO_COMMAND
 
 from fednas.errors import ConfigurationError
 from fednas.operations import (
@@ -80,6 +83,14 @@ def test_a_port_that_the_system_chooses_is_only_for_who_listens() -> None:
 )
 def test_a_loopback_address_is_this_machines_own(host: str, own: bool) -> None:
     assert is_loopback(host) == own
+
+
+@pytest.mark.parametrize("name", ["flower-superexec", *TASK_TYPE_TO_COMMAND.values()])
+def test_what_flower_starts_by_its_name_is_found_where_a_unit_runs(tmp_path: Path, name: str) -> None:
+    """A SuperNode starts the program that starts apps, and that one starts each app: all by their names."""
+    text = unit("x", ("flower-supernode",), user="root", folders=(tmp_path,))
+    (path,) = re.findall(r'^Environment="PATH=(.*)"$', text, re.MULTILINE)
+    assert shutil.which(name, path=path) == str(Path(sys.executable).parent / name)
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd here")
