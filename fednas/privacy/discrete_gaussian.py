@@ -75,7 +75,7 @@ class Proposal:
     rates: NDArray[np.float64]
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=32)  # 150 kB each, for each size of update; made in less time than a release takes
 def proposal(sigma: float) -> Proposal:
     """Prepare the blocks of a standard deviation.
 

@@ -37,7 +37,7 @@ class Cost:
     upload_bytes: int
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=1 << 13)  # 2 kB each, with the architecture
 def cost_of(space: SearchSpace, architecture: Architecture, *, micro_batch: int) -> Cost:
     """The cost of an architecture of a space, measured once a process.
 
