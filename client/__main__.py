@@ -26,7 +26,7 @@ def measure_device(
         int | None, typer.Option(help="Memory for networks. Default: half of what is free.")
     ] = None,
 ) -> None:
-    """Time a few small networks here and print the `[device]` table for site.toml; no record is read."""
+    """Time a few small networks here and print the device table of a site.toml; no record is read."""
     from client.device import suggest
 
     profile = suggest(
