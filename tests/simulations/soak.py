@@ -21,6 +21,7 @@ from scipy.stats import theilslopes
 
 from client.app import app as client_app
 from fednas.config import ScheduleSection, StudyConfig, load_sites
+from fednas.logs import Event
 from fednas.privacy.signing import TaskSigner
 from fednas.privacy.verify import verify
 from fednas.schedule import agenda
@@ -241,16 +242,16 @@ class Watch(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take a line of the round loop."""
-        step = getattr(record, "step", None)
-        if step is None:
+        if getattr(record, "event", None) is not Event.ROUND_BEGINS:
             return
-        if step.round >= self._leak.first:
+        number = int(getattr(record, "fields", {})["round"])
+        if number >= self._leak.first:
             self._kept.append(b"\1" * self._leak.bytes)
             self._kept += [os.open("/dev/null", os.O_RDONLY) for _ in range(self._leak.descriptors)]
-        if step.round % EVERY == 0:
+        if number % EVERY == 0:
             if self._libc is not None:
                 self._libc.malloc_trim(0)
-            self.readings.append(read_process(step.round, time.monotonic() - self._start))
+            self.readings.append(read_process(number, time.monotonic() - self._start))
 
 
 def soak(folder: Path, rounds: int, watch: Watch) -> Soak:
