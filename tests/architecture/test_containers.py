@@ -105,8 +105,8 @@ def test_only_pinned_packages_are_installed_and_no_simulation(room: str, file: C
     installs = [command for command in file.of("RUN") if "pip install" in command]
     assert all("-c constraints.txt" in command for command in installs)
     assert [command.split()[-1] for command in installs] == ["torch", '".${EXTRAS}"']
-    (extras,) = [line.removeprefix("EXTRAS=").strip('"') for line in file.of("ARG")]
-    assert extras == EXTRAS[room]
+    arguments = dict(line.split("=", 1) for line in file.of("ARG"))
+    assert arguments == {"EXTRAS": f'"{EXTRAS[room]}"', "TORCH_INDEX": '""'}
 
 
 def test_its_variables_are_those_of_a_unit(room: str, file: ContainerFile) -> None:
