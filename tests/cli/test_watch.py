@@ -6,6 +6,8 @@ import math
 import os
 import pty
 import re
+import select
+import signal
 import subprocess
 import sys
 import time
@@ -142,6 +144,8 @@ class Terminal:
             stdout=inner,
             stderr=inner,
             start_new_session=True,
+            # Tests in the background ignore Ctrl-C, and so would what they start.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         os.close(inner)
         self.seen = io.StringIO()
@@ -153,6 +157,8 @@ class Terminal:
             self.read()
 
     def read(self) -> bool:
+        if not select.select([self._end], [], [], 60.0)[0]:
+            raise TimeoutError(f"the program says nothing any more:\n{self.seen.getvalue()}")
         try:
             data = os.read(self._end, 65536)
         except OSError:  # the program ended
