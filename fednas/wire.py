@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
 from itertools import repeat
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from fednas.devices import DeviceProfile
 from fednas.errors import ConfigurationError, ExchangeError, PrivacyError
 from fednas.privacy.ledger import Arrays, Operation, Released
 from fednas.privacy.numbers import is_digest
+from fednas.privacy.released import operation_id
 from fednas.privacy.signing import TaskSigner, is_signed, is_signed_task
 from fednas.privacy.store import release_head
 from fednas.space import Architecture
@@ -86,11 +88,23 @@ class Task:
 
     def operation(self, site: str) -> Operation:
         """The ledger's name of this task at a site: the same after a crash, so a repeat is recognised."""
-        nonce = hashlib.sha256(f"{self.run}|{self.round}|{self.kind}|{site}".encode()).hexdigest()[:16]
-        return Operation(run=self.run, round=self.round, kind=self.kind, nonce=nonce, digest=self.digest())
+        return Operation(
+            run=self.run, round=self.round, kind=self.kind, nonce=self._nonce(site), digest=self.digest()
+        )
+
+    def operation_id(self, site: str) -> str:
+        """The id of that operation, which does not depend on what is asked: no array is read."""
+        return operation_id(self.run, self.round, self._nonce(site))
+
+    def _nonce(self, site: str) -> str:
+        return hashlib.sha256(f"{self.run}|{self.round}|{self.kind}|{site}".encode()).hexdigest()[:16]
 
     def digest(self) -> str:
-        """sha256 of the canonical message without its mark and its signature."""
+        """sha256 of the canonical message without its mark and its signature; worked out once."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         manifest, blob = _task_parts(replace(self, mark="", signature=""))
         return hashlib.sha256(manifest.encode() + b"\0" + blob).hexdigest()
 

@@ -203,7 +203,7 @@ class Correspondence:
             self._suspend(site, "its ledger has never been where it was seen before")
         if isinstance(answer, Refusal):
             return answer
-        if answer.operation_id != task.operation(site).id:
+        if answer.operation_id != task.operation_id(site):
             raise ExchangeError("a reply answers another request: of another round, plan, path or weights")
         check_answer(answer, task)
         check_plausible(answer, task, member.facts)

@@ -101,8 +101,12 @@ class Operation:
     @property
     def id(self) -> str:
         """32 hexadecimal digits of the run, the round and the nonce; the ledger stands for the dataset."""
-        text = canonical_json([self.run, self.round, self.nonce])
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        return operation_id(self.run, self.round, self.nonce)
+
+
+def operation_id(run: str, round_number: int, nonce: str) -> str:
+    """32 hexadecimal digits that name an operation, whatever it asks; see `Operation`."""
+    return hashlib.sha256(canonical_json([run, round_number, nonce]).encode()).hexdigest()[:32]
 
 
 @final
