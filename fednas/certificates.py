@@ -22,6 +22,7 @@ Role = Literal["server", "client"]
 _HOST: Final = re.compile(
     r"(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
 )
+_AUDITOR: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 _AUTHORITY_DAYS: Final = 3650
 _CERTIFICATE_DAYS: Final = 397  # the longest that common verifiers take
 _SKEW: Final = timedelta(hours=1)  # a device without a clock battery may be behind
@@ -119,6 +120,22 @@ def alternative(host: str, option: str) -> x509.GeneralName:
     if not _HOST.fullmatch(host):
         raise ConfigurationError(f"expected a DNS name or an IP address after {option}, got {host!r:.80}")
     return x509.DNSName(host)
+
+
+def check_auditor(name: str, option: str) -> None:
+    """Refuse a name that cannot stand in a certificate and in the name of its file.
+
+    Args:
+        name: of an auditor.
+        option: where it was given, for the message.
+
+    Raises:
+        ConfigurationError: it has other signs, or too many.
+    """
+    if not _AUDITOR.fullmatch(name):
+        raise ConfigurationError(
+            f"expected a name of small letters, digits, - and _, at most 40, {option}, got {name!r:.80}"
+        )
 
 
 def request_certificate(

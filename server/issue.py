@@ -1,18 +1,16 @@
 """Certificates for ledger services and for auditors, under an authority that no device trusts."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from fednas.certificates import Authority, alternative, read_request
+from fednas.certificates import Authority, alternative, check_auditor, read_request
 from fednas.doctor.kit import ServerKitFile, read_kit
 from fednas.errors import ConfigurationError
 from fednas.operations import write_whole
 
 AUTHORITY: Final = "auditors.crt"
-_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +66,7 @@ def issue_to_auditor(folder: Path, request: Path, name: str) -> Issued:
     Raises:
         ConfigurationError: the name is malformed, it is no request, or there is no kit in the folder.
     """
-    if not _NAME.fullmatch(name):
-        raise ConfigurationError(
-            f"expected a name of small letters, digits, - and _ after --auditor, got {name!r:.80}"
-        )
+    check_auditor(name, "after --auditor")
     key, _ = read_request(request)
     return _kept(folder, f"auditor-{name}", _authority(folder).issue(key, name=name, role="client"))
 

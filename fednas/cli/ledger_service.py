@@ -1,6 +1,5 @@
 """`fednas ledger serve` and `fednas ledger pull`: show a ledger to auditors, fetch and verify a fleet."""
 
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
 
 Certificate = Annotated[Path, typer.Option(help="This side's certificate, PEM.")]
 Key = Annotated[Path, typer.Option(help="The private key of that certificate, PEM.")]
-
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 
 
 def serve_ledger(
@@ -125,12 +122,9 @@ def request_identity(
     NAME names both files. The operator answers with a certificate and auditors.crt: `fednas ledger pull`
     takes them as --certificate and --ca.
     """
-    from fednas.certificates import request_certificate
+    from fednas.certificates import check_auditor, request_certificate
 
-    if not _NAME.fullmatch(name):
-        raise ConfigurationError(
-            f"expected NAME of small letters, digits, - and _, at most 40, got {name!r:.80}"
-        )
+    check_auditor(name, "as NAME")
     key, request = out / f"{name}.key", out / f"{name}.csr"
     try:
         out.mkdir(parents=True, exist_ok=True)

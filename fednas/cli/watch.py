@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fednas.cli.tables import Json, print_json
+from fednas.cli.tables import Json, number_text, print_json
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -121,8 +121,8 @@ def _site_table(sites: "Sequence[SiteProgress]", *, wide: bool) -> "RenderableTy
         row += [
             str(site.replies),
             rejects or "–",
-            _epsilon(site.epsilon_planned),
-            _epsilon(site.epsilon_so_far),
+            number_text(site.epsilon_planned),
+            number_text(site.epsilon_so_far),
         ]
         table.add_row(*row, *([_bytes(site.sent_bytes), _bytes(site.received_bytes)] if wide else []))
     return table
@@ -138,10 +138,6 @@ def _fitness_table(progress: "Progress") -> "RenderableType":
     for tier, (fitness, std) in sorted(progress.fitness.items()):
         table.add_row(escape(tier), f"{fitness:.3f} ± {std:.3f}")
     return table
-
-
-def _epsilon(value: float) -> str:
-    return f"{value:.4f}" if math.isfinite(value) else "[red]infinite[/]"
 
 
 def _bytes(number: int) -> str:

@@ -1,6 +1,5 @@
 """Checks of a site's ledger and of what is left of its budget; the ledger is only read."""
 
-from pathlib import Path
 from typing import Final
 
 from fednas.config import SiteConfig, StudyConfig
@@ -8,7 +7,7 @@ from fednas.doctor.findings import Finding, fail, ok, warn
 from fednas.errors import LedgerError
 from fednas.privacy.renyi_filter import RenyiFilter
 from fednas.privacy.spend import Spend
-from fednas.privacy.store import LedgerStore, stream_key
+from fednas.privacy.store import LedgerStore, key_file, stream_key
 from fednas.privacy.verify import LedgerTampered, verify
 from fednas.schedule import budget_for, plan_for
 
@@ -20,7 +19,7 @@ def ledger(config: SiteConfig) -> Finding:
     bound = "every digest, signature, charge and reply holds, for this dataset and its key"
     path = config.ledger
     if not path.exists():
-        if config.test_seed is None and _key(path).exists():
+        if config.test_seed is None and key_file(path).exists():
             return fail(f"{path.name} is missing beside its key", bound, "restore it: its spend is forgotten")
         return ok("no ledger yet: the first request makes it", bound)
     restore = "restore an intact copy, the newest one"
@@ -72,7 +71,7 @@ def _read(config: SiteConfig) -> Spend:
     with LedgerStore(path, read_only=True) as store:
         store.replay(spend.add)
     spend.check_signature()
-    key = stream_key(_key(path), config.test_seed, create=False)
+    key = stream_key(key_file(path), config.test_seed, create=False)
     spend.check_identity(dataset=config.dataset, key=key, cap=config.cap)
     spend.cap = config.cap  # of this sum in memory alone
     return spend
@@ -80,7 +79,3 @@ def _read(config: SiteConfig) -> Spend:
 
 def _filter(config: SiteConfig) -> RenyiFilter | None:
     return None if config.order is None else RenyiFilter(config.order)
-
-
-def _key(ledger: Path) -> Path:
-    return ledger.with_name(ledger.name + ".key")

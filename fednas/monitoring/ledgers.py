@@ -9,6 +9,7 @@ from fednas.config import SiteConfig
 from fednas.errors import FednasError
 from fednas.privacy.allowance import STREAMS
 from fednas.privacy.ledger import SpendStatement, read_statement
+from fednas.privacy.store import key_file
 
 # What a file that anybody may have damaged can make its readers raise.
 _DAMAGED: Final = (
@@ -23,7 +24,6 @@ _DAMAGED: Final = (
     RecursionError,
     MemoryError,
 )
-_FILES: Final = ("", "-wal", ".key")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +80,8 @@ class LedgerWatch:
     def _version(self) -> object:
         """What changes with the file: every commit writes to it or to its log."""
         found: list[tuple[int, int, int] | None] = []
-        for suffix in _FILES:
-            path = self._site.ledger.with_name(self._site.ledger.name + suffix)
+        ledger = self._site.ledger
+        for path in (ledger, ledger.with_name(ledger.name + "-wal"), key_file(ledger)):
             if not path.exists():
                 found.append(None)
                 continue
@@ -91,9 +91,8 @@ class LedgerWatch:
 
     def _reading(self) -> LedgerReading:
         site = self._site
-        key = site.ledger.with_name(site.ledger.name + ".key")
         begun = self._known is not None and self._known[1].entries != 0
-        if not site.ledger.exists() and not key.exists() and not begun:
+        if not site.ledger.exists() and not key_file(site.ledger).exists() and not begun:
             zero = dict.fromkeys(STREAMS, 0.0)
             return LedgerReading(
                 dataset=site.dataset,

@@ -20,7 +20,7 @@ from fednas.privacy.renyi_filter import BudgetExhaustedError, StreamsFixedError
 from fednas.privacy.signing import Signer
 from fednas.privacy.spend import FORMAT, Spend, refusal_key
 from fednas.privacy.spend_statement import SpendStatement, StreamSpend
-from fednas.privacy.store import LedgerStore, release_body, stream_key
+from fednas.privacy.store import LedgerStore, key_file, release_body, stream_key
 
 __all__ = [
     "Arrays",
@@ -100,7 +100,7 @@ class PrivacyLedger:
                 is broken, it is missing beside its key, the cap may not change so, or the disk refuses.
         """
         check_name("dataset", dataset)
-        key_path = path.with_name(path.name + ".key")
+        key_path = key_file(path)
         if test_seed is None and key_path.exists() and not path.exists():  # the key is made after the file
             raise LedgerError(
                 f"{key_path} has lost its ledger {path.name}: restore it, or its spend is forgotten"

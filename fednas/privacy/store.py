@@ -342,6 +342,11 @@ def _sync_folder(path: Path) -> None:
         os.close(folder)
 
 
+def key_file(ledger: Path) -> Path:
+    """Where the secret of a ledger lies: beside it, under its name with `.key`."""
+    return ledger.with_name(ledger.name + ".key")
+
+
 def stream_key(path: Path, test_seed: int | None, *, create: bool) -> bytes:
     """Read, or make, the secret that assigns a dataset's records to streams and signs its ledger.
 
