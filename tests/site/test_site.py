@@ -13,17 +13,16 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from client.app import app
-from fednas.config import load_site, save_site
+from fednas.config import load_site
 from fednas.errors import ExchangeError
 from fednas.privacy.ledger import PrivacyLedger
 from fednas.privacy.plan import PrivacyPlan
-from fednas.privacy.signing import TaskSigner
 from fednas.schedule import release_schedule
 from fednas.search import Policy
 from fednas.site import open_site
 from fednas.site import site as site_module
 from fednas.space import Architecture
-from fednas.wire import Answer, Refusal, SiteFacts, Task, check_signature, decode, decode_facts, encode_task
+from fednas.wire import Answer, SiteFacts, Task, check_signature, decode, decode_facts, encode_task
 from simulations.loopback import InProcessGrid
 from tests.simulations import tiny
 from tests.site.sites import LARGE, SMALL, SPACE, STUDY, SUPERNET, TOO_LARGE_SITE, Sites, plan_of, task
@@ -109,47 +108,6 @@ MALFORMED: dict[str, Change] = {
 def test_a_malformed_task_is_refused_before_anything_is_charged(sites: Sites, change: Change) -> None:
     assert code(sites.ask(change(task()))) == "MALFORMED"
     assert sites.entries() == ["OPEN"]
-
-
-SERVER, STRANGER = TaskSigner(b"s" * 32), TaskSigner(b"x" * 32)
-UNSIGNED: dict[str, Callable[[str], Task]] = {
-    "nobody": lambda site: task(),
-    "a stranger": lambda site: task().signed(STRANGER, site),
-    "the server, for another site": lambda site: task().signed(SERVER, "cobra"),
-    "the server, for another round": lambda site: replace(task().signed(SERVER, site), round=2),
-    "the server, with another plan": lambda site: replace(
-        task().signed(SERVER, site), plan=plan_of(epsilon=2.0).to_json()
-    ),
-    "the server, with other weights": lambda site: replace(
-        task().signed(SERVER, site), arrays={"weights.0": 2.0 * task().arrays["weights.0"]}
-    ),
-    "the server, with another mark": lambda site: replace(task().signed(SERVER, site), mark="a" * 64),
-}
-
-
-def obey(sites: Sites, key: str) -> str:
-    """Let the first site know its server; returns its name."""
-    path = sites.path / "sites" / "site-0" / "site.toml"
-    config = load_site(path).model_copy(update={"server_key": key})
-    save_site(config, path)
-    sites.restart()
-    return config.name
-
-
-@pytest.mark.parametrize("who", UNSIGNED)
-def test_a_site_that_knows_its_server_does_nothing_that_another_asks(sites: Sites, who: str) -> None:
-    name = obey(sites, SERVER.public_key)
-    assert decode(sites.ask(UNSIGNED[who](name))) is Refusal.UNKNOWN_SERVER
-    assert sites.entries() == ["OPEN"]
-
-
-def test_a_site_that_knows_its_server_answers_it(sites: Sites) -> None:
-    name = obey(sites, SERVER.public_key)
-    asked = task().signed(SERVER, name)
-    answer = decode(sites.ask(asked))
-    assert isinstance(answer, Answer)
-    assert answer.operation_id == task().operation(name).id
-    assert sites.ask(asked) == sites.ask(asked), "a repeat is no other task"
 
 
 def test_an_empty_message_is_refused_before_anything_is_charged(sites: Sites) -> None:
