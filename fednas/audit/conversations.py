@@ -342,7 +342,8 @@ def _altered(talk: _Talk, intact: Path) -> Iterator[Check]:
     spoil_reply(talk.ledger)
     found = _tampered(talk.ledger)
     talk.rehearsal.reopen()
-    sent = refusal(talk.rehearsal.ask, talk.task("evaluate", 50)) is None
+    # Of the site alone: a server would find by the signature what the site had let out.
+    sent = refusal(talk.rehearsal.site.perform, talk.task("evaluate", 50)) is None
     yield check("a stored reply that was altered is never sent", found and not sent)
     talk.rehearsal.close()
     shutil.copyfile(intact, talk.ledger)
